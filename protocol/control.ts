@@ -1,0 +1,297 @@
+/**
+ * Control messages: JSON, multiplexed with frames on the one connection that the agent opens. Each is validated where
+ * it arrives. A message of an unknown type is ignored if the sender marked it `optional`, and an error otherwise.
+ *
+ * The order of a connection: agent `hello`, appliance `welcome` (or `refused`), then anything. For a job: appliance
+ * `configureJob`, agent `jobReady` (frames follow) or `needEpoch` (the appliance configures the job anew with a new
+ * epoch), appliance `startMirror` for each disk that needs it.
+ */
+import Type, { type Static } from 'typebox';
+import { Value } from 'typebox/value';
+import { ERRORS, type ErrorCode, type UndError, undError } from './errors.ts';
+
+export const PROTOCOL_VERSION = 1;
+export const HEARTBEAT_MS = 5_000;
+/** A link on which nothing arrived for so long is dead. */
+export const LINK_SILENCE_MS = 20_000;
+
+const Id = Type.String({ minLength: 1, maxLength: 128 });
+const Text = Type.String({ maxLength: 2000 });
+const Bytes = Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER });
+const Seq = Bytes;
+const Run = Type.Integer({ minimum: 1, maximum: 0xffff_ffff });
+const Nullable = <T extends Type.TSchema>(schema: T) => Type.Union([schema, Type.Null()]);
+const message = <K extends string, T extends Type.TProperties>(type: K, properties: T) =>
+  Type.Object({ type: Type.Literal(type), optional: Type.Optional(Type.Boolean()), ...properties });
+
+/** What an agent's identity is bound to. */
+export const MachineIdentity = Type.Object({
+  smbiosUuid: Nullable(Type.String({ maxLength: 64 })),
+  diskSerials: Type.Array(Type.String({ maxLength: 256 }), { maxItems: 1024 }),
+  bootId: Type.String({ minLength: 1, maxLength: 64 }),
+  hostname: Type.String({ maxLength: 253 }),
+});
+export type MachineIdentity = Static<typeof MachineIdentity>;
+
+/** An error as it crosses the link; `code` is one of the registry, or UND_INTERNAL if this side does not know it. */
+export const ErrorMessage = Type.Object({
+  code: Type.String({ maxLength: 64 }),
+  message: Text,
+  hint: Text,
+  params: Type.Record(Type.String(), Text),
+});
+export type ErrorMessage = Static<typeof ErrorMessage>;
+
+export const CompressionName = Type.Union([
+  Type.Literal('none'),
+  Type.Literal('fast'),
+  Type.Literal('balanced'),
+  Type.Literal('best'),
+]);
+
+export const WireDisk = Type.Object({
+  diskId: Id,
+  /** What frames name the disk by; stable for the life of the job, 0..63 (the capture's limit). */
+  index: Type.Integer({ minimum: 0, maximum: 63 }),
+  devicePath: Type.String({ minLength: 1, maxLength: 4096 }),
+  sizeBytes: Bytes,
+});
+export type WireDisk = Static<typeof WireDisk>;
+
+export const MirrorKind = Type.Union([Type.Literal('full'), Type.Literal('difference')]);
+export type MirrorKind = Static<typeof MirrorKind>;
+
+const BandwidthLimit = Nullable(
+  Type.Integer({ minimum: 1024, maximum: Number.MAX_SAFE_INTEGER, description: 'bytes/s' }),
+);
+
+export const StreamModeName = Type.Union([
+  Type.Literal('ordered'),
+  Type.Literal('tracking'),
+  Type.Literal('draining'),
+]);
+
+/** Both directions. */
+export const Ping = message('ping', { id: Seq });
+export const Pong = message('pong', { id: Seq });
+export const Notice = message('notice', {
+  level: Type.Union([Type.Literal('info'), Type.Literal('warning'), Type.Literal('error')]),
+  jobId: Type.Optional(Id),
+  text: Text,
+  error: Type.Optional(ErrorMessage),
+});
+
+/** Agent to appliance. */
+export const Hello = message('hello', {
+  protocolVersion: Type.Integer({ minimum: 1 }),
+  agentVersion: Type.String({ maxLength: 64 }),
+  machine: MachineIdentity,
+  /** The agent found that it is a clone or a replica: it says so and takes part in nothing. */
+  passive: Nullable(Type.Object({ reason: Text })),
+});
+export const InventoryReply = message('inventory', {
+  requestId: Id,
+  inventory: Type.Optional(Type.Unknown()),
+  error: Type.Optional(ErrorMessage),
+});
+export const JobReady = message('jobReady', { jobId: Id, streamEpoch: Seq, nextSeq: Seq });
+/** The stream cannot be continued: the appliance begins a new epoch and mirrors the difference, for this reason. */
+export const NeedEpoch = message('needEpoch', { jobId: Id, streamEpoch: Seq, reason: Text });
+export const JobFailed = message('jobFailed', { jobId: Id, error: ErrorMessage });
+export const Status = message('status', {
+  jobId: Id,
+  mode: StreamModeName,
+  reason: Nullable(Text),
+  /** The source's boot-time clock now. */
+  bootMs: Type.Number({ minimum: 0 }),
+  /** Captured and not acknowledged, in the ring and on the way. */
+  backlogBytes: Bytes,
+  ring: Type.Object({ sizeBytes: Bytes, usedBytes: Bytes }),
+  mirrors: Type.Array(
+    Type.Object({
+      disk: Type.Integer({ minimum: 0 }),
+      run: Run,
+      doneBytes: Bytes,
+      totalBytes: Bytes,
+      skippedBytes: Bytes,
+    }),
+    { maxItems: 1024 },
+  ),
+  readBytesPerSec: Type.Number({ minimum: 0 }),
+  writeBytesPerSec: Type.Number({ minimum: 0, description: 'captured on the source' }),
+});
+export const HashRequest = message('hashRequest', {
+  requestId: Id,
+  jobId: Id,
+  disk: Type.Integer({ minimum: 0, maximum: 63 }),
+  run: Run,
+  offsetBytes: Bytes,
+  lengthBytes: Type.Integer({ minimum: 1, maximum: 1024 * 1024 * 1024 }),
+  chunkBytes: Type.Integer({ minimum: 65_536, maximum: 16 * 1024 * 1024 }),
+});
+/** A disk of the source changed its size. */
+export const DiskResized = message('diskResized', {
+  jobId: Id,
+  disk: Type.Integer({ minimum: 0, maximum: 63 }),
+  sizeBytes: Bytes,
+});
+export const RenewCertificate = message('renewCertificate', {
+  requestId: Id,
+  csr: Type.String({ maxLength: 16_384 }),
+});
+export const Uninstalled = message('uninstalled', {
+  error: Type.Optional(ErrorMessage),
+});
+
+/** Appliance to agent. */
+export const Welcome = message('welcome', {
+  protocolVersion: Type.Integer({ minimum: 1 }),
+  applianceVersion: Type.String({ maxLength: 64 }),
+  applianceId: Id,
+  sourceId: Id,
+});
+/** The agent is not served; the connection is closed after it. */
+export const Refused = message('refused', { error: ErrorMessage });
+export const InventoryRequest = message('inventoryRequest', { requestId: Id });
+export const ConfigureJob = message('configureJob', {
+  jobId: Id,
+  journalId: Id,
+  streamEpoch: Seq,
+  /** Why this epoch began; the agent puts it into the epoch's first mark. */
+  epochReason: Text,
+  disks: Type.Array(WireDisk, { minItems: 1, maxItems: 64 }),
+  compression: CompressionName,
+  bandwidthLimitBytesPerSec: BandwidthLimit,
+  ringBytes: Bytes,
+  /** What the journal holds durably: the stream goes on right after it. */
+  durable: Type.Object({ seq: Seq, capturePos: Bytes }),
+  /** What the epoch is bound to; null until its first frame is durable. */
+  binding: Nullable(Type.Object({ captureId: Id, bootId: Id })),
+  /** The journal ends in a stretch whose order is lost, for this reason; the agent must end that stretch. */
+  orderLost: Type.Optional(Nullable(Text)),
+  /** False: the appliance takes no frames now; it sends `flow` when it does. */
+  intakeOpen: Type.Boolean(),
+});
+export const TuneJob = message('tuneJob', {
+  jobId: Id,
+  compression: CompressionName,
+  bandwidthLimitBytesPerSec: BandwidthLimit,
+});
+export const StartMirror = message('startMirror', {
+  jobId: Id,
+  disk: Type.Integer({ minimum: 0, maximum: 63 }),
+  run: Run,
+  kind: MirrorKind,
+  reason: Text,
+  /** The run covers [startBytes, endBytes); what lies before cursorBytes is done and durable. */
+  startBytes: Bytes,
+  endBytes: Bytes,
+  cursorBytes: Bytes,
+  skippedBytes: Bytes,
+});
+/** The job ends on this source. The capture is taken off the disks. */
+export const StopJob = message('stopJob', { jobId: Id, reason: Text });
+export const Ack = message('ack', { jobId: Id, seq: Seq, capturePos: Bytes });
+/** `held`: frames are not taken, send none. `open`: go on, from `nextSeq`. */
+export const Flow = message('flow', {
+  jobId: Id,
+  state: Type.Union([Type.Literal('open'), Type.Literal('held')]),
+  nextSeq: Seq,
+  reason: Nullable(Text),
+});
+/** Per chunk the first 16 bytes of its SHA-256, base64 of all of them; or why there are none. */
+export const Hashes = message('hashes', {
+  requestId: Id,
+  hashes: Type.Optional(Type.String({ maxLength: 4 * 1024 * 1024 })),
+  error: Type.Optional(ErrorMessage),
+});
+export const Certificate = message('certificate', {
+  requestId: Id,
+  certificate: Type.Optional(Type.String({ maxLength: 65_536 })),
+  ca: Type.Optional(Type.String({ maxLength: 65_536 })),
+  error: Type.Optional(ErrorMessage),
+});
+/** Renew the certificate now instead of at two thirds of its life. */
+export const RenewNow = message('renewNow', {});
+export const Uninstall = message('uninstall', { reason: Text });
+
+const SCHEMAS = {
+  ack: Ack,
+  certificate: Certificate,
+  configureJob: ConfigureJob,
+  diskResized: DiskResized,
+  flow: Flow,
+  hashRequest: HashRequest,
+  hashes: Hashes,
+  hello: Hello,
+  inventory: InventoryReply,
+  inventoryRequest: InventoryRequest,
+  jobFailed: JobFailed,
+  jobReady: JobReady,
+  needEpoch: NeedEpoch,
+  notice: Notice,
+  ping: Ping,
+  pong: Pong,
+  refused: Refused,
+  renewCertificate: RenewCertificate,
+  renewNow: RenewNow,
+  startMirror: StartMirror,
+  status: Status,
+  stopJob: StopJob,
+  tuneJob: TuneJob,
+  uninstall: Uninstall,
+  uninstalled: Uninstalled,
+  welcome: Welcome,
+} as const;
+
+export type ControlType = keyof typeof SCHEMAS;
+export type ControlMessage = { [K in ControlType]: Static<(typeof SCHEMAS)[K]> }[ControlType];
+/** The message of one type, e.g. `ControlOf<'configureJob'>`. */
+export type ControlOf<K extends ControlType> = Static<(typeof SCHEMAS)[K]>;
+
+/**
+ * The control message in `bytes`; null if its type is unknown and the sender marked it optional.
+ * @throws UND_CONTROL_INVALID, UND_CONTROL_UNKNOWN
+ */
+export function decodeControl(bytes: Buffer): ControlMessage | null {
+  let value: unknown;
+  try {
+    value = JSON.parse(bytes.toString('utf8'));
+  } catch (cause) {
+    throw undError('UND_CONTROL_INVALID', { type: '?', reason: 'it is not JSON' }, { cause });
+  }
+  const { type, optional } = (value ?? {}) as { type?: unknown; optional?: unknown };
+  if (typeof type !== 'string') {
+    throw undError('UND_CONTROL_INVALID', { type: '?', reason: 'it has no type' });
+  }
+  if (!Object.hasOwn(SCHEMAS, type)) {
+    if (optional === true) return null;
+    throw undError('UND_CONTROL_UNKNOWN', { type: type.slice(0, 64) });
+  }
+  const schema = SCHEMAS[type as ControlType];
+  if (!Value.Check(schema, value)) {
+    const first = Value.Errors(schema, value)[0];
+    throw undError('UND_CONTROL_INVALID', {
+      type,
+      reason: first ? `${first.instancePath || '/'} ${first.message}` : 'it does not match',
+    });
+  }
+  return value as ControlMessage;
+}
+
+export const encodeControl = (control: ControlMessage): Buffer =>
+  Buffer.from(JSON.stringify(control));
+
+/** The code of an error that came over the link, as far as this side knows it. */
+export const knownCode = (error: ErrorMessage): ErrorCode =>
+  Object.hasOwn(ERRORS, error.code) ? (error.code as ErrorCode) : 'UND_INTERNAL';
+
+/** An error in the form in which it crosses the link. */
+export function toErrorMessage(error: UndError): ErrorMessage {
+  const { code, message, hint, params } = error.toJSON();
+  const short = (text: string) => text.slice(0, 2000);
+  const shortParams = Object.fromEntries(
+    Object.entries(params).map(([name, value]) => [name, short(value)]),
+  );
+  return { code, message: short(message), hint: short(hint), params: shortParams };
+}

@@ -1,0 +1,335 @@
+/**
+ * The frame: what the stream, the journal and apply have in common. A frame is packed once by the agent and written to
+ * the journal as it came. All integers are little-endian.
+ *
+ * Layout: a header of 96 bytes (below), then the packed payload. Unpacked, the payload is a table of extents (24 bytes
+ * each, in the order of issue) followed by the data of the write extents, in the same order.
+ *
+ *  0 u32 magic   4 u8 version  5 u8 kind  6 u8 codec  7 u8 reserved   8 u64 stream epoch  16 u64 sequence number
+ * 24 u32 extents 28 u32 unpacked bytes   32 u32 packed bytes         36 u32 CRC-32 of the packed payload
+ * 40 u64 source's boot-time clock (ns)   48 u64 source's wall clock (ms, an annotation)   56 u64 capture position
+ * 64 u64 mirror cursor (bytes)           72 u64 mirror bytes skipped 80 u32 mirror run     84 u16 disk index
+ * 86 reserved                            92 u32 CRC-32 of bytes 0..91
+ *
+ * The other side may be hostile: every length is checked before anything is allocated or read by it.
+ */
+import { promisify } from 'node:util';
+import { constants, crc32, zstdCompress, zstdDecompress } from 'node:zlib';
+import { undError } from './errors.ts';
+
+export const FRAME_MAGIC = 0x31465355; // "USF1"
+export const FRAME_VERSION = 1;
+export const FRAME_HEADER_BYTES = 96;
+export const EXTENT_BYTES = 24;
+/** No frame unpacks to more than this; a packed payload is never larger than its unpacked form. */
+export const MAX_UNPACKED_BYTES = 8 * 1024 * 1024;
+export const MAX_EXTENTS = 65_536;
+export const MAX_DISKS = 1024;
+/** Block devices are addressed in these. */
+export const SECTOR_BYTES = 512;
+
+/** `stream`: captured writes in order; `mirror`: blocks read from the disk; `mark`: one JSON mark, never packed. */
+export type FrameKind = 'stream' | 'mirror' | 'mark';
+export type Codec = 'none' | 'zstd';
+export type Compression = 'none' | 'fast' | 'balanced' | 'best';
+
+const KINDS: readonly FrameKind[] = ['stream', 'mirror', 'mark'];
+const CODECS: readonly Codec[] = ['none', 'zstd'];
+const EXTENT_KINDS = ['write', 'zero'] as const;
+
+export type FrameExtent =
+  | {
+      kind: 'write';
+      /** Index of the disk within its job. */
+      disk: number;
+      offsetBytes: number;
+      lengthBytes: number;
+      data: Uint8Array;
+    }
+  | { kind: 'zero'; disk: number; offsetBytes: number; lengthBytes: number };
+
+export interface FrameHeader {
+  kind: FrameKind;
+  codec: Codec;
+  epoch: number;
+  seq: number;
+  extentCount: number;
+  unpackedBytes: number;
+  packedBytes: number;
+  payloadCrc: number;
+  /** Everything issued on the source before this moment of its boot-time clock is in this frame or an earlier one. */
+  bootTimeNs: bigint;
+  wallMs: number;
+  /** Position in the capture's ring up to which this frame and all before it carry the records. */
+  capturePos: number;
+  /** Mirror frames: the run has dealt with the disk up to here. */
+  cursorBytes: number;
+  /** Mirror frames: bytes of the run that were not sent because they are zero, equal, unallocated or excluded. */
+  skippedBytes: number;
+  run: number;
+  disk: number;
+}
+
+export interface FrameInput {
+  kind: FrameKind;
+  epoch: number;
+  seq: number;
+  bootTimeNs: bigint;
+  wallMs: number;
+  capturePos: number;
+  cursorBytes?: number;
+  skippedBytes?: number;
+  run?: number;
+  disk?: number;
+}
+
+const compressAsync = promisify(zstdCompress);
+const decompressAsync = promisify(zstdDecompress);
+
+/** zstd levels behind the four names a person chooses from. */
+const LEVEL: Record<Exclude<Compression, 'none'>, number> = { fast: 1, balanced: 3, best: 9 };
+
+/** Below this zstd saves less than a frame header costs. */
+const MIN_COMPRESS_BYTES = 256;
+
+const invalid = (seq: number | bigint | string, reason: string) =>
+  undError('UND_FRAME_INVALID', { seq, reason });
+
+const checkUnsigned = (value: number, name: string, seq: number): void => {
+  if (!Number.isSafeInteger(value) || value < 0) throw invalid(seq, `${name} is ${value}`);
+};
+
+function encodeHeader(
+  input: FrameInput,
+  codec: Codec,
+  extentCount: number,
+  unpackedBytes: number,
+  payload: Uint8Array,
+): Buffer {
+  const header = Buffer.alloc(FRAME_HEADER_BYTES);
+  for (const name of ['epoch', 'seq', 'wallMs', 'capturePos'] as const) {
+    checkUnsigned(input[name], name, input.seq);
+  }
+  header.writeUInt32LE(FRAME_MAGIC, 0);
+  header.writeUInt8(FRAME_VERSION, 4);
+  header.writeUInt8(KINDS.indexOf(input.kind) + 1, 5);
+  header.writeUInt8(CODECS.indexOf(codec), 6);
+  header.writeBigUInt64LE(BigInt(input.epoch), 8);
+  header.writeBigUInt64LE(BigInt(input.seq), 16);
+  header.writeUInt32LE(extentCount, 24);
+  header.writeUInt32LE(unpackedBytes, 28);
+  header.writeUInt32LE(payload.length, 32);
+  header.writeUInt32LE(crc32(payload), 36);
+  header.writeBigUInt64LE(input.bootTimeNs, 40);
+  header.writeBigUInt64LE(BigInt(input.wallMs), 48);
+  header.writeBigUInt64LE(BigInt(input.capturePos), 56);
+  header.writeBigUInt64LE(BigInt(input.cursorBytes ?? 0), 64);
+  header.writeBigUInt64LE(BigInt(input.skippedBytes ?? 0), 72);
+  header.writeUInt32LE(input.run ?? 0, 80);
+  header.writeUInt16LE(input.disk ?? 0, 84);
+  header.writeUInt32LE(crc32(header.subarray(0, 92)), 92);
+  return header;
+}
+
+/**
+ * Pack extents into one frame, header and payload in one buffer. Compression runs in the thread pool; what does not
+ * shrink is stored as it is.
+ */
+export async function packFrame(
+  input: FrameInput,
+  extents: readonly FrameExtent[],
+  compression: Compression,
+): Promise<Buffer> {
+  if (extents.length > MAX_EXTENTS) throw invalid(input.seq, `${extents.length} extents`);
+  let unpackedBytes = extents.length * EXTENT_BYTES;
+  for (const extent of extents) {
+    if (extent.kind === 'write') unpackedBytes += extent.lengthBytes;
+  }
+  if (unpackedBytes > MAX_UNPACKED_BYTES) throw invalid(input.seq, `${unpackedBytes} bytes`);
+  const raw = Buffer.allocUnsafe(unpackedBytes);
+  let at = extents.length * EXTENT_BYTES;
+  extents.forEach((extent, index) => {
+    const row = index * EXTENT_BYTES;
+    raw.writeUInt8(EXTENT_KINDS.indexOf(extent.kind), row);
+    raw.writeUInt8(0, row + 1);
+    raw.writeUInt16LE(extent.disk, row + 2);
+    raw.writeUInt32LE(0, row + 4);
+    raw.writeBigUInt64LE(BigInt(extent.offsetBytes), row + 8);
+    raw.writeBigUInt64LE(BigInt(extent.lengthBytes), row + 16);
+    if (extent.kind === 'write') {
+      raw.set(extent.data.subarray(0, extent.lengthBytes), at);
+      at += extent.lengthBytes;
+    }
+  });
+  let codec: Codec = 'none';
+  let payload: Buffer = raw;
+  if (compression !== 'none' && raw.length >= MIN_COMPRESS_BYTES) {
+    const packed = await compressAsync(raw, {
+      params: { [constants.ZSTD_c_compressionLevel]: LEVEL[compression] },
+    });
+    if (packed.length < raw.length) {
+      codec = 'zstd';
+      payload = packed;
+    }
+  }
+  return Buffer.concat([
+    encodeHeader(input, codec, extents.length, unpackedBytes, payload),
+    payload,
+  ]);
+}
+
+/** Pack one mark (see protocol/marks.ts) into a frame of its own. */
+export function packMark(input: Omit<FrameInput, 'kind'>, mark: unknown): Buffer {
+  const payload = Buffer.from(JSON.stringify(mark));
+  if (payload.length > MAX_MARK_BYTES)
+    throw invalid(input.seq, `a mark of ${payload.length} bytes`);
+  return Buffer.concat([
+    encodeHeader({ ...input, kind: 'mark' }, 'none', 0, payload.length, payload),
+    payload,
+  ]);
+}
+
+export const MAX_MARK_BYTES = 65_536;
+
+function readSafe(buffer: Buffer, at: number, name: string, seq: bigint): number {
+  const value = buffer.readBigUInt64LE(at);
+  if (value > BigInt(Number.MAX_SAFE_INTEGER)) throw invalid(seq, `${name} is ${value}`);
+  return Number(value);
+}
+
+/**
+ * Read and check a header; every length in it is within bounds afterwards.
+ * @throws UND_FRAME_INVALID, UND_FRAME_CHECKSUM (header)
+ */
+export function readHeader(buffer: Buffer): FrameHeader {
+  if (buffer.length < FRAME_HEADER_BYTES) throw invalid('?', 'it is shorter than a frame header');
+  const rawSeq = buffer.readBigUInt64LE(16);
+  if (crc32(buffer.subarray(0, 92)) !== buffer.readUInt32LE(92)) {
+    throw undError('UND_FRAME_CHECKSUM', {
+      seq: rawSeq,
+      epoch: buffer.readBigUInt64LE(8),
+      part: 'header',
+    });
+  }
+  // Only after the checksum: a damaged frame is sent again, one that was made wrong stops its job.
+  if (buffer.readUInt32LE(0) !== FRAME_MAGIC) throw invalid(rawSeq, 'it does not begin as a frame');
+  const version = buffer.readUInt8(4);
+  if (version !== FRAME_VERSION) throw invalid(rawSeq, `its version is ${version}`);
+  const kind = KINDS[buffer.readUInt8(5) - 1];
+  if (kind === undefined) throw invalid(rawSeq, `its kind is ${buffer.readUInt8(5)}`);
+  const codec = CODECS[buffer.readUInt8(6)];
+  if (codec === undefined) throw invalid(rawSeq, `its codec is ${buffer.readUInt8(6)}`);
+  const extentCount = buffer.readUInt32LE(24);
+  const unpackedBytes = buffer.readUInt32LE(28);
+  const packedBytes = buffer.readUInt32LE(32);
+  if (extentCount > MAX_EXTENTS) throw invalid(rawSeq, `it claims ${extentCount} extents`);
+  if (unpackedBytes > MAX_UNPACKED_BYTES) {
+    throw invalid(rawSeq, `it claims ${unpackedBytes} unpacked bytes`);
+  }
+  if (packedBytes > unpackedBytes) {
+    throw invalid(rawSeq, `it claims ${packedBytes} packed of ${unpackedBytes} unpacked bytes`);
+  }
+  if (codec === 'none' && packedBytes !== unpackedBytes) {
+    throw invalid(rawSeq, `it claims ${packedBytes} stored of ${unpackedBytes} bytes`);
+  }
+  if (kind === 'mark') {
+    if (codec !== 'none' || extentCount !== 0 || unpackedBytes > MAX_MARK_BYTES) {
+      throw invalid(rawSeq, 'it is not a mark as marks are');
+    }
+  } else if (unpackedBytes < extentCount * EXTENT_BYTES) {
+    throw invalid(rawSeq, `${extentCount} extents do not fit in ${unpackedBytes} bytes`);
+  }
+  return {
+    kind,
+    codec,
+    epoch: readSafe(buffer, 8, 'epoch', rawSeq),
+    seq: readSafe(buffer, 16, 'seq', rawSeq),
+    extentCount,
+    unpackedBytes,
+    packedBytes,
+    payloadCrc: buffer.readUInt32LE(36),
+    bootTimeNs: buffer.readBigUInt64LE(40),
+    wallMs: readSafe(buffer, 48, 'wall clock', rawSeq),
+    capturePos: readSafe(buffer, 56, 'capture position', rawSeq),
+    cursorBytes: readSafe(buffer, 64, 'mirror cursor', rawSeq),
+    skippedBytes: readSafe(buffer, 72, 'skipped bytes', rawSeq),
+    run: buffer.readUInt32LE(80),
+    disk: buffer.readUInt16LE(84),
+  };
+}
+
+/**
+ * Check that a whole frame (header and payload, nothing after it) is what its header says.
+ * @throws UND_FRAME_INVALID, UND_FRAME_CHECKSUM
+ */
+export function checkFrame(frame: Buffer): FrameHeader {
+  const header = readHeader(frame);
+  if (frame.length !== FRAME_HEADER_BYTES + header.packedBytes) {
+    throw invalid(
+      header.seq,
+      `it claims ${header.packedBytes} bytes and carries ${frame.length - FRAME_HEADER_BYTES}`,
+    );
+  }
+  if (crc32(frame.subarray(FRAME_HEADER_BYTES)) !== header.payloadCrc) {
+    throw undError('UND_FRAME_CHECKSUM', { seq: header.seq, epoch: header.epoch, part: 'payload' });
+  }
+  return header;
+}
+
+/**
+ * Unpack a checked frame's extents. The data are views into one buffer.
+ * @param diskSizes size in bytes of each disk by its index; an extent outside them is refused
+ * @throws UND_FRAME_INVALID
+ */
+export async function unpackFrame(
+  header: FrameHeader,
+  payload: Buffer,
+  diskSizes: readonly number[],
+): Promise<FrameExtent[]> {
+  if (header.kind === 'mark') return [];
+  let raw = payload;
+  if (header.codec === 'zstd') {
+    try {
+      raw = await decompressAsync(payload, { maxOutputLength: Math.max(header.unpackedBytes, 1) });
+    } catch (cause) {
+      throw undError(
+        'UND_FRAME_INVALID',
+        { seq: header.seq, reason: `its payload does not unpack (${(cause as Error).message})` },
+        { cause },
+      );
+    }
+  }
+  if (raw.length !== header.unpackedBytes) {
+    throw invalid(header.seq, `it unpacks to ${raw.length}, not ${header.unpackedBytes} bytes`);
+  }
+  const extents: FrameExtent[] = [];
+  let at = header.extentCount * EXTENT_BYTES;
+  for (let index = 0; index < header.extentCount; index++) {
+    const row = index * EXTENT_BYTES;
+    const kind = EXTENT_KINDS[raw.readUInt8(row)];
+    if (kind === undefined) throw invalid(header.seq, `extent ${index} is of an unknown kind`);
+    const disk = raw.readUInt16LE(row + 2);
+    const sizeBytes = diskSizes[disk];
+    if (sizeBytes === undefined) throw invalid(header.seq, `extent ${index} names disk ${disk}`);
+    const offsetBytes = readSafe(raw, row + 8, `offset of extent ${index}`, BigInt(header.seq));
+    const lengthBytes = readSafe(raw, row + 16, `length of extent ${index}`, BigInt(header.seq));
+    if (lengthBytes === 0 || offsetBytes + lengthBytes > sizeBytes) {
+      throw invalid(
+        header.seq,
+        `extent ${index} (${lengthBytes} bytes at ${offsetBytes}) is outside disk ${disk} of ${sizeBytes} bytes`,
+      );
+    }
+    if (kind === 'zero') {
+      extents.push({ kind, disk, offsetBytes, lengthBytes });
+      continue;
+    }
+    if (at + lengthBytes > raw.length) {
+      throw invalid(header.seq, `the data of extent ${index} is not all there`);
+    }
+    const data = raw.subarray(at, at + lengthBytes);
+    extents.push({ kind, disk, offsetBytes, lengthBytes, data });
+    at += lengthBytes;
+  }
+  if (at !== raw.length) throw invalid(header.seq, `${raw.length - at} bytes belong to no extent`);
+  return extents;
+}

@@ -1,0 +1,205 @@
+/**
+ * A link carries control messages and frames over one duplex byte stream (TLS in the product, a socket in tests).
+ * On the wire: u32 little-endian body length, u8 type (1 control, 2 frame), body. Lengths are checked before anything
+ * is allocated for them. Reading stops while the handler of a message is busy: that is the back-pressure.
+ */
+import { EventEmitter, once } from 'node:events';
+import type { Duplex } from 'node:stream';
+import { type ControlMessage, decodeControl, encodeControl, LINK_SILENCE_MS } from './control.ts';
+import { asUndError, type UndError, undError } from './errors.ts';
+import { FRAME_HEADER_BYTES, MAX_UNPACKED_BYTES } from './frame.ts';
+
+const PREFIX_BYTES = 5;
+const TYPE_CONTROL = 1;
+const TYPE_FRAME = 2;
+const MAX_CONTROL_BYTES = 4 * 1024 * 1024;
+const MAX_FRAME_BYTES = FRAME_HEADER_BYTES + MAX_UNPACKED_BYTES;
+
+export interface LinkHandlers {
+  /** Reading goes on when it resolves; a rejection closes the link with that error. */
+  control(message: ControlMessage): void | Promise<void>;
+  frame(frame: Buffer): void | Promise<void>;
+}
+
+export interface LinkEvents {
+  /** Once, whoever closed it. `error` is undefined if this side closed it without one. */
+  close: [error: UndError | undefined];
+}
+
+/** @fires close */
+export class Link extends EventEmitter<LinkEvents> {
+  readonly #stream: Duplex;
+  #handlers: LinkHandlers | undefined;
+  #closed: { error: UndError | undefined } | undefined;
+  #lastHeardMs = performance.now();
+  #silence: NodeJS.Timeout | undefined;
+  #bytesSent = 0;
+  #bytesReceived = 0;
+
+  constructor(stream: Duplex) {
+    super();
+    this.#stream = stream;
+    stream.on('error', (cause) =>
+      this.#end(undError('UND_LINK_CLOSED', { reason: cause.message }, { cause })),
+    );
+    stream.on('close', () =>
+      this.#end(undError('UND_LINK_CLOSED', { reason: 'the other side ended it' })),
+    );
+    stream.on('end', () =>
+      this.#end(undError('UND_LINK_CLOSED', { reason: 'the other side ended it' })),
+    );
+  }
+
+  get closed(): boolean {
+    return this.#closed !== undefined;
+  }
+
+  get bytesSent(): number {
+    return this.#bytesSent;
+  }
+
+  get bytesReceived(): number {
+    return this.#bytesReceived;
+  }
+
+  /**
+   * Begin to read; call it once. Handlers are called one at a time and in order. They can be replaced later by
+   * `setHandlers` (the handshake's by the session's).
+   * @param silenceMs the link closes with UND_LINK_TIMEOUT when nothing arrived for so long; 0: never
+   */
+  start(handlers: LinkHandlers, silenceMs = LINK_SILENCE_MS): void {
+    this.#handlers = handlers;
+    if (silenceMs > 0) {
+      this.#silence = setInterval(() => {
+        if (!this.#busy && performance.now() - this.#lastHeardMs > silenceMs) {
+          this.close(undError('UND_LINK_TIMEOUT', { timeoutMs: silenceMs }));
+        }
+      }, silenceMs / 4);
+      this.#silence.unref();
+    }
+    this.#read().catch((error) => this.close(asUndError(error)));
+  }
+
+  setHandlers(handlers: LinkHandlers): void {
+    this.#handlers = handlers;
+  }
+
+  #busy = false;
+
+  async #read(): Promise<void> {
+    let chunks: Buffer[] = [];
+    let buffered = 0;
+    let wanted = PREFIX_BYTES;
+    // The iterator must not destroy the stream when this ends: a last message may be on its way out.
+    for await (const chunk of this.#stream.iterator({ destroyOnReturn: false })) {
+      this.#bytesReceived += chunk.length;
+      this.#lastHeardMs = performance.now();
+      chunks.push(chunk);
+      buffered += chunk.length;
+      if (buffered < wanted) continue;
+      const data = chunks.length === 1 ? chunk : Buffer.concat(chunks, buffered);
+      let at = 0;
+      this.#busy = true;
+      // What still arrives behind our own end is nobody's: whoever closed has let go of what it would concern.
+      while (!this.#closed && data.length - at >= PREFIX_BYTES) {
+        const length = data.readUInt32LE(at);
+        const type = data.readUInt8(at + 4);
+        const limit =
+          type === TYPE_CONTROL ? MAX_CONTROL_BYTES : type === TYPE_FRAME ? MAX_FRAME_BYTES : -1;
+        if (limit < 0) throw undError('UND_LINK_MESSAGE_INVALID', { reason: `type ${type}` });
+        if (length > limit) {
+          throw undError('UND_LINK_MESSAGE_INVALID', { reason: `a length of ${length} bytes` });
+        }
+        if (data.length - at < PREFIX_BYTES + length) break;
+        const body = data.subarray(at + PREFIX_BYTES, at + PREFIX_BYTES + length);
+        at += PREFIX_BYTES + length;
+        await this.#deliver(type, body);
+        if (this.#closed) return;
+      }
+      this.#busy = false;
+      // Time spent in handlers is this side's silence, not the other's.
+      this.#lastHeardMs = performance.now();
+      buffered = data.length - at;
+      chunks = buffered === 0 ? [] : [data.subarray(at)];
+      wanted = buffered >= PREFIX_BYTES ? PREFIX_BYTES + data.readUInt32LE(at) : PREFIX_BYTES;
+    }
+  }
+
+  async #deliver(type: number, body: Buffer): Promise<void> {
+    const handlers = this.#handlers!;
+    if (type === TYPE_FRAME) return handlers.frame(body);
+    const message = decodeControl(body);
+    if (message === null) return;
+    // Answered here so that a link is alive however busy its owner is with other messages.
+    if (message.type === 'ping') return this.send({ type: 'pong', id: message.id });
+    return handlers.control(message);
+  }
+
+  /** Queue a control message. Does nothing on a closed link: whoever sends learns it from `close`. */
+  send(message: ControlMessage): void {
+    if (this.#closed) return;
+    this.#write(TYPE_CONTROL, encodeControl(message));
+  }
+
+  /**
+   * Send a frame; resolves when the socket will take more.
+   * @throws UND_LINK_CLOSED
+   */
+  async sendFrame(frame: Buffer): Promise<void> {
+    this.#throwIfClosed();
+    if (this.#write(TYPE_FRAME, frame)) return;
+    const aborted = new AbortController();
+    const wake = () => aborted.abort();
+    super.once('close', wake);
+    try {
+      await once(this.#stream, 'drain', { signal: aborted.signal });
+    } catch {
+      this.#throwIfClosed();
+    } finally {
+      super.off('close', wake);
+    }
+  }
+
+  #throwIfClosed(): void {
+    if (this.#closed) {
+      throw this.#closed.error ?? undError('UND_LINK_CLOSED', { reason: 'by this side' });
+    }
+  }
+
+  #write(type: number, body: Buffer): boolean {
+    const prefix = Buffer.allocUnsafe(PREFIX_BYTES);
+    prefix.writeUInt32LE(body.length, 0);
+    prefix.writeUInt8(type, 4);
+    this.#bytesSent += PREFIX_BYTES + body.length;
+    this.#stream.cork();
+    this.#stream.write(prefix);
+    const more = this.#stream.write(body);
+    process.nextTick(() => this.#stream.uncork());
+    return more;
+  }
+
+  /** Ping every `intervalMs`, so that the other side and what lies between see a living link. */
+  heartbeat(intervalMs: number): void {
+    let id = 0;
+    const timer = setInterval(() => this.send({ type: 'ping', id: id++ }), intervalMs);
+    timer.unref();
+    super.once('close', () => clearInterval(timer));
+  }
+
+  /** Close at once, after what was sent is flushed as far as the socket takes it. */
+  close(error?: UndError): void {
+    this.#end(error);
+  }
+
+  #end(error: UndError | undefined): void {
+    if (this.#closed) return;
+    this.#closed = { error };
+    clearInterval(this.#silence);
+    if (!this.#stream.destroyed) {
+      // end() lets a last message (refused, notice) out; destroy follows for a peer that does not read.
+      this.#stream.end();
+      setTimeout(() => this.#stream.destroy(), 1000).unref();
+    }
+    this.emit('close', error);
+  }
+}
