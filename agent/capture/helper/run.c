@@ -1,0 +1,1281 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * run: loads or adopts the pinned capture, pumps the ring to stdout, and answers commands.
+ *   stdout: batches (struct batch, its records, their data)       stdin: "ID COMMAND ARGS" lines
+ *   fd 3:   one JSON object per line: answers {"id":..}, events {"event":..}, or {"error":CODE,..} before it ends
+ * The end of stdin ends the helper; the pinned capture goes on.
+ */
+#define _GNU_SOURCE
+#include "helper.h"
+#include "../bpf/layout.h"
+#include "objects.h"
+#include <bpf/bpf.h>
+#include <bpf/btf.h>
+#include <bpf/libbpf.h>
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <sys/sysmacros.h>
+#include <sys/uio.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#define CONTROL 3
+#define BPF_FS 0xcafe4a11
+#define BATCH_BYTES (2u << 20)
+#define MAX_PIECES 8192
+#define RECORD_BYTES (1u << 20)
+#define BARRIER_LIMIT_NS (120ull * 1000000000ull)
+
+enum { M_RING, M_CONFIG, M_DISKS, M_DIRTY, M_TAKEN, M_INFLIGHT, M_STATS, M_PROGRAMS, M_COUNT };
+static const char *const map_names[M_COUNT] = {"ring", "config", "disks", "dirty", "taken", "inflight", "stats", "programs"};
+enum { L_ISSUE, L_DONE, L_REQUEUE, L_COUNT };
+static const char *const stub_names[L_COUNT] = {"stub_issue", "stub_done", "stub_requeue"};
+static const char *const prog_names[CAP_P_COUNT] = {"issue", "copy", "range", "mark", "done", "done_mark", "requeue"};
+
+static int map_fd[M_COUNT], stub_fd[L_COUNT], mark_fd = -1;
+static const char *pin_dir;
+static struct cap_cfg *cfg;
+static u64 *dirty_map, *taken_map, map_words;
+static u64 *consumer, ring_mask;
+static volatile u64 *producer;
+static const char *ring_data;
+static pthread_mutex_t control_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static struct disk {
+  u32 index, dev;
+  char path[256], sys[300];
+  u64 bytes, seq;
+  int gone;
+} disks[CAP_MAX_DISKS];
+static u32 disk_count;
+
+/* ---- control channel ---- */
+
+static void say(const char *format, ...) {
+  char *line = NULL;
+  va_list args;
+  va_start(args, format);
+  int n = vasprintf(&line, format, args);
+  va_end(args);
+  if (n < 0) _exit(1);
+  pthread_mutex_lock(&control_lock);
+  write_all(CONTROL, line, (u64)n);
+  write_all(CONTROL, "\n", 1);
+  pthread_mutex_unlock(&control_lock);
+  free(line);
+}
+
+static char *json_text(const char *s) {
+  static char out[9000];
+  size_t o = 0;
+  for (; *s && o < sizeof out - 8; s++) {
+    if (*s == '"' || *s == '\\') out[o++] = '\\', out[o++] = *s;
+    else if (*s == '\n') out[o++] = '\\', out[o++] = 'n';
+    else if ((unsigned char)*s >= 32) out[o++] = *s;
+  }
+  out[o] = 0;
+  return out;
+}
+
+__attribute__((noreturn)) static void fail(const char *code, const char *disk, const char *format, ...) {
+  char reason[4096];
+  va_list args;
+  va_start(args, format);
+  vsnprintf(reason, sizeof reason, format, args);
+  va_end(args);
+  char *d = strdup(json_text(disk ? disk : ""));
+  say("{\"error\":\"%s\",\"disk\":\"%s\",\"reason\":\"%s\"}", code, d, json_text(reason));
+  exit(1);
+}
+
+/* ---- small files ---- */
+
+static int read_text(const char *path, char *out, size_t size) {
+  FILE *f = fopen(path, "re");
+  if (!f) return -1;
+  size_t n = fread(out, 1, size - 1, f);
+  fclose(f);
+  while (n && isspace((unsigned char)out[n - 1])) n--;
+  out[n] = 0;
+  return (int)n;
+}
+
+static int exists(const char *dir, const char *name) {
+  char p[600];
+  snprintf(p, sizeof p, "%s/%s", dir, name);
+  return access(p, F_OK) == 0;
+}
+
+static u64 read_number(const char *dir, const char *name, u64 otherwise) {
+  char p[600], t[64];
+  snprintf(p, sizeof p, "%s/%s", dir, name);
+  return read_text(p, t, sizeof t) > 0 ? strtoull(t, NULL, 10) : otherwise;
+}
+
+static void resolve_disk(struct disk *d) {
+  struct stat st;
+  if (stat(d->path, &st)) fail("UND_CAPTURE_DISK_NOT_FOUND", d->path, "%s", strerror(errno));
+  if (!S_ISBLK(st.st_mode)) fail("UND_CAPTURE_DISK_NOT_FOUND", d->path, "it is not a block device");
+  d->dev = (u32)(major(st.st_rdev) << 20 | minor(st.st_rdev));
+  snprintf(d->sys, sizeof d->sys, "/sys/dev/block/%u:%u", major(st.st_rdev), minor(st.st_rdev));
+  if (exists(d->sys, "partition")) fail("UND_CAPTURE_DISK_PARTITION", d->path, "it is a partition");
+  if (exists(d->sys, "dm")) fail("UND_CAPTURE_DISK_STACKED", d->path, "it is a device-mapper device");
+  if (exists(d->sys, "md")) fail("UND_CAPTURE_DISK_STACKED", d->path, "it is a software RAID");
+  if (!exists(d->sys, "mq"))
+    fail("UND_CAPTURE_DISK_BIO_BASED", d->path, "its driver takes no requests (bio-based: ram, zram, pmem, multipath head)");
+  char zoned[64];
+  char p[600];
+  snprintf(p, sizeof p, "%s/queue/zoned", d->sys);
+  if (read_text(p, zoned, sizeof zoned) > 0 && strcmp(zoned, "none")) fail("UND_CAPTURE_DISK_ZONED", d->path, "%s", zoned);
+  d->bytes = read_number(d->sys, "size", 0) * 512;
+  d->seq = read_number(d->sys, "diskseq", 0);
+  if (!d->bytes) fail("UND_CAPTURE_DISK_NOT_FOUND", d->path, "its size is zero");
+}
+
+/* Requests that the disks can have under way at once, to size the in-flight table. */
+static u32 inflight_entries(void) {
+  u64 n = 1024;
+  for (u32 i = 0; i < disk_count; i++) {
+    char mq[600];
+    u64 queues = 0;
+    snprintf(mq, sizeof mq, "%s/mq", disks[i].sys);
+    DIR *dir = opendir(mq);
+    for (struct dirent *e; dir && (e = readdir(dir));) queues += isdigit((unsigned char)e->d_name[0]) != 0;
+    if (dir) closedir(dir);
+    char queue[600];
+    snprintf(queue, sizeof queue, "%s/queue", disks[i].sys);
+    n += 2 * queues * read_number(queue, "nr_requests", 256);
+  }
+  return n > 262144 ? 262144 : (u32)n;
+}
+
+/* ---- load, pin, adopt ---- */
+
+static char load_log[16384];
+static size_t load_log_len;
+
+static int on_libbpf_print(enum libbpf_print_level level, const char *format, va_list args) {
+  if (level == LIBBPF_DEBUG) return 0;
+  char line[8192];
+  int n = vsnprintf(line, sizeof line, format, args);
+  if (n < 0) return 0;
+  size_t len = strlen(line), room = sizeof load_log - 1 - load_log_len;
+  if (len > room) len = room;
+  memcpy(load_log + load_log_len, line, len);
+  load_log_len += len;
+  return 0;
+}
+
+static u64 fnv(const void *data, size_t len) {
+  u64 h = 0xcbf29ce484222325ull;
+  for (size_t i = 0; i < len; i++) h = (h ^ ((const u8 *)data)[i]) * 0x100000001b3ull;
+  return h;
+}
+
+static const char *pin_path(const char *name) {
+  static char p[4][600];
+  static int k;
+  k = (k + 1) % 4;
+  snprintf(p[k], sizeof p[k], "%s/%s", pin_dir, name);
+  return p[k];
+}
+
+static void prepare_pin_dir(void) {
+  struct statfs fs;
+  const char *root = "/sys/fs/bpf";
+  if (!strncmp(pin_dir, root, strlen(root)) && statfs(root, &fs) == 0 && (u32)fs.f_type != BPF_FS &&
+      mount("bpf", root, "bpf", MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RELATIME, "mode=700"))
+    fail(errno == EPERM ? "UND_CAPTURE_NO_PERMISSION" : "UND_CAPTURE_PIN_DIR", NULL, "mounting %s: %s", root, strerror(errno));
+  char part[600];
+  snprintf(part, sizeof part, "%s", pin_dir);
+  for (char *s = part + 1;; s++) {
+    if (*s != '/' && *s) continue;
+    char keep = *s;
+    *s = 0;
+    if (mkdir(part, 0700) && errno != EEXIST) fail("UND_CAPTURE_PIN_DIR", NULL, "creating %s: %s", part, strerror(errno));
+    *s = keep;
+    if (!keep) break;
+  }
+  if (statfs(pin_dir, &fs) || (u32)fs.f_type != BPF_FS) {
+    rmdir(pin_dir);
+    fail("UND_CAPTURE_PIN_DIR", NULL, "%s is not on a bpf file system", pin_dir);
+  }
+  int fd = open(pin_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  /* The helper of an agent that has just been killed may take a moment to end. */
+  int locked = -1;
+  for (int i = 0; fd >= 0 && locked && i < 30; i++)
+    if ((locked = flock(fd, LOCK_EX | LOCK_NB))) usleep(100000);
+  if (locked) fail("UND_CAPTURE_BUSY", NULL, "%s", pin_dir);
+}
+
+/* Links first: nothing is captured by half of a capture. */
+static void unpin_all(void) {
+  char name[64];
+  for (int i = 0; i < L_COUNT; i++) {
+    snprintf(name, sizeof name, "link_%s", stub_names[i]);
+    unlink(pin_path(name));
+  }
+  for (int i = 0; i < L_COUNT; i++) unlink(pin_path(stub_names[i]));
+  unlink(pin_path("put_mark"));
+  for (int i = 0; i < M_COUNT; i++) unlink(pin_path(map_names[i]));
+  rmdir(pin_dir);
+}
+
+/* Of btf_trace_block_rq_issue: (data, rq), or before 5.11 (data, q, rq). */
+static u32 issue_has_queue(void) {
+  struct btf *btf = btf__load_vmlinux_btf();
+  if (!btf) fail("UND_CAPTURE_NO_BTF", NULL, "/sys/kernel/btf/vmlinux cannot be read: %s", strerror(errno));
+  int id = btf__find_by_name_kind(btf, "btf_trace_block_rq_issue", BTF_KIND_TYPEDEF);
+  const struct btf_type *t = id > 0 ? btf__type_by_id(btf, (u32)id) : NULL;
+  if (t) t = btf__type_by_id(btf, t->type);
+  if (t && btf_is_ptr(t)) t = btf__type_by_id(btf, t->type);
+  if (!t || !btf_is_func_proto(t)) fail("UND_CAPTURE_LOAD", NULL, "the kernel has no block_rq_issue tracepoint");
+  u32 n = btf_vlen(t);
+  btf__free(btf);
+  return n > 2;
+}
+
+static struct bpf_object *try_load(const unsigned char *bytes, size_t len, u32 rq_is_second, u64 ring_bytes, u32 entries,
+                                   int reuse) {
+  load_log_len = 0;
+  LIBBPF_OPTS(bpf_object_open_opts, opts, .object_name = "understudy");
+  struct bpf_object *o = bpf_object__open_mem(bytes, len, &opts);
+  if (!o) return NULL;
+  struct bpf_map *m, *rodata = bpf_object__find_map_by_name(o, ".rodata");
+  size_t size;
+  u32 *value = rodata ? (u32 *)bpf_map__initial_value(rodata, &size) : NULL;
+  if (!value) return NULL;
+  *value = rq_is_second;
+  for (int i = 0; i < M_COUNT; i++) {
+    m = bpf_object__find_map_by_name(o, map_names[i]);
+    if (!m) return NULL;
+    if (reuse) {
+      if (bpf_map__reuse_fd(m, map_fd[i])) return NULL;
+    } else if (i == M_RING) bpf_map__set_max_entries(m, (u32)ring_bytes);
+    else if (i == M_DIRTY || i == M_TAKEN) bpf_map__set_max_entries(m, (u32)map_words);
+    else if (i == M_INFLIGHT) bpf_map__set_max_entries(m, entries);
+  }
+  struct bpf_program *p;
+  bpf_object__for_each_program(p, o) bpf_program__set_type(p, BPF_PROG_TYPE_RAW_TRACEPOINT);
+  if (bpf_object__load(o)) {
+    int error = errno;
+    bpf_object__close(o);
+    errno = error;
+    return NULL;
+  }
+  return o;
+}
+
+static int prog_fd_of(struct bpf_object *o, const char *name) {
+  struct bpf_program *p = bpf_object__find_program_by_name(o, name);
+  return p ? bpf_program__fd(p) : -1;
+}
+
+static void fail_load(int error) {
+  struct utsname u;
+  uname(&u);
+  char lockdown[128] = "";
+  read_text("/sys/kernel/security/lockdown", lockdown, sizeof lockdown);
+  int maj = 0, min = 0;
+  sscanf(u.release, "%d.%d", &maj, &min);
+  const char *tail = load_log + (load_log_len > 1500 ? load_log_len - 1500 : 0);
+  load_log[load_log_len] = 0;
+  if (strstr(lockdown, "[confidentiality]")) fail("UND_CAPTURE_LOCKDOWN", NULL, "kernel lockdown: %s", lockdown);
+  if (maj < 5 || (maj == 5 && min < 10)) fail("UND_CAPTURE_KERNEL_TOO_OLD", NULL, "%s", u.release);
+  if (error == EPERM || error == EACCES) {
+    if (geteuid() != 0 || error == EPERM) fail("UND_CAPTURE_NO_PERMISSION", NULL, "%s; %s", strerror(error), tail);
+  }
+  fail("UND_CAPTURE_LOAD", NULL, "kernel %s: %s; %s", u.release, strerror(error), tail);
+}
+
+static void put_programs(struct bpf_object *o) {
+  for (u32 i = 0; i < CAP_P_COUNT; i++) {
+    int fd = prog_fd_of(o, prog_names[i]);
+    if (fd < 0 || bpf_map_update_elem(map_fd[M_PROGRAMS], &i, &fd, BPF_ANY)) fail_load(errno);
+  }
+}
+
+static void *map_or_fail(int fd, size_t len, int prot, off_t off) {
+  void *p = mmap(NULL, len, prot, MAP_SHARED, fd, off);
+  if (p == MAP_FAILED) fail("UND_CAPTURE_LOAD", NULL, "mapping the capture's memory: %s", strerror(errno));
+  return p;
+}
+
+static void map_memory(u64 ring_bytes) {
+  size_t page = (size_t)sysconf(_SC_PAGESIZE);
+  consumer = map_or_fail(map_fd[M_RING], page, PROT_READ | PROT_WRITE, 0);
+  char *p = map_or_fail(map_fd[M_RING], page + 2 * ring_bytes, PROT_READ, (off_t)page);
+  producer = (volatile u64 *)p;
+  ring_data = p + page;
+  ring_mask = ring_bytes - 1;
+  dirty_map = map_or_fail(map_fd[M_DIRTY], map_words * 8, PROT_READ | PROT_WRITE, 0);
+  taken_map = map_or_fail(map_fd[M_TAKEN], map_words * 8, PROT_READ | PROT_WRITE, 0);
+}
+
+static void map_config(void) { cfg = map_or_fail(map_fd[M_CONFIG], sizeof *cfg, PROT_READ | PROT_WRITE, 0); }
+
+static u64 config_build(int legacy) {
+  return legacy ? fnv(capture_bytemap_bpf_o, capture_bytemap_bpf_o_len) : fnv(capture_bpf_o, capture_bpf_o_len);
+}
+
+/* NULL: adopted. Otherwise why not; "" when nothing was pinned. */
+static const char *try_adopt(u64 ring_bytes, const char *boot_id) {
+  static char why[400];
+  int found = 0, missing = 0;
+  for (int i = 0; i < M_COUNT; i++) (map_fd[i] = bpf_obj_get(pin_path(map_names[i]))) < 0 ? missing++ : found++;
+  for (int i = 0; i < L_COUNT; i++) {
+    char name[64];
+    snprintf(name, sizeof name, "link_%s", stub_names[i]);
+    (stub_fd[i] = bpf_obj_get(pin_path(stub_names[i]))) < 0 ? missing++ : found++;
+    int link = bpf_obj_get(pin_path(name));
+    link < 0 ? missing++ : found++;
+    if (link >= 0) close(link);
+  }
+  (mark_fd = bpf_obj_get(pin_path("put_mark"))) < 0 ? missing++ : found++;
+  if (!found) return "";
+  if (missing) return "an earlier start was interrupted";
+  struct bpf_map_info info = {};
+  u32 len = sizeof info;
+  if (bpf_obj_get_info_by_fd(map_fd[M_CONFIG], &info, &len) || info.value_size != sizeof *cfg) return "it has another layout";
+  map_config();
+  if (cfg->magic != CAP_MAGIC || cfg->layout != CAP_LAYOUT) return "it has another layout";
+  if (!cfg->ready) return "an earlier start was interrupted";
+  if (strcmp((char *)cfg->boot_id, boot_id)) return "it is of another boot";
+  if (cfg->ring_bytes != ring_bytes) return "the ring's size changed";
+  if (cfg->disk_count != disk_count) return "the set of disks changed";
+  for (u32 i = 0; i < disk_count; i++) {
+    struct disk *d = &disks[i];
+    int at = -1;
+    for (u32 k = 0; k < disk_count; k++)
+      if (cfg->disk[k].index == d->index) at = (int)k;
+    if (at < 0 || cfg->disk[at].dev != d->dev || cfg->disk_seq[at] != d->seq) return "the set of disks changed";
+    if (cfg->disk_bytes[at] != d->bytes) {
+      snprintf(why, sizeof why, "disk %u (%s) changed its size", d->index, d->path);
+      return why;
+    }
+  }
+  bpf_obj_get_info_by_fd(map_fd[M_DIRTY], &info, &len);
+  map_words = info.max_entries;
+  if (cfg->build != config_build((int)cfg->byte_map)) {
+    /* A newer helper: new programs behind the old stubs, the same maps. */
+    struct bpf_object *o = cfg->byte_map ? try_load(capture_bytemap_bpf_o, capture_bytemap_bpf_o_len, issue_has_queue(), 0, 0, 1)
+                                         : try_load(capture_bpf_o, capture_bpf_o_len, issue_has_queue(), 0, 0, 1);
+    if (!o) return "the new programs do not fit it";
+    int fd = prog_fd_of(o, "put_mark");
+    unlink(pin_path("put_mark"));
+    if (fd < 0 || bpf_obj_pin(fd, pin_path("put_mark"))) return "the new programs could not be pinned";
+    put_programs(o);
+    mark_fd = fd;
+    cfg->build = config_build((int)cfg->byte_map);
+  }
+  return NULL;
+}
+
+static void calibrate(struct disk *d) {
+  char *page = NULL;
+  if (posix_memalign((void **)&page, 4096, 4096)) exit(1);
+  int fd = open(d->path, O_RDONLY | O_DIRECT | O_CLOEXEC), random = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
+  if (fd < 0 || random < 0) fail("UND_CAPTURE_CALIBRATION", d->path, "opening it: %s", strerror(errno));
+  if (read(random, cfg->probe_pattern, sizeof cfg->probe_pattern) < 0) exit(1);
+  close(random);
+  __atomic_store_n(&cfg->probe_armed, 1, __ATOMIC_SEQ_CST);
+  for (int i = 0; i < 50 && !__atomic_load_n(&cfg->probe_ok, __ATOMIC_SEQ_CST); i++) {
+    memcpy(page, cfg->probe_pattern, sizeof cfg->probe_pattern);
+    if (pread(fd, page, 4096, 0) < 0) fail("UND_CAPTURE_CALIBRATION", d->path, "reading it: %s", strerror(errno));
+    memset(page, 0, 4096);
+  }
+  __atomic_store_n(&cfg->probe_armed, 0, __ATOMIC_SEQ_CST);
+  close(fd);
+  free(page);
+  if (!cfg->probe_ok)
+    fail("UND_CAPTURE_CALIBRATION", d->path, "pair %llx/%llx", (unsigned long long)cfg->page0, (unsigned long long)cfg->va0);
+}
+
+static void start_fresh(u64 ring_bytes, u64 timeout_ns, const char *boot_id) {
+  struct utsname u;
+  uname(&u);
+  int maj = 0, min = 0;
+  sscanf(u.release, "%d.%d", &maj, &min);
+  if (maj < 5 || (maj == 5 && min < 10)) fail("UND_CAPTURE_KERNEL_TOO_OLD", NULL, "%s", u.release);
+  if (access("/sys/kernel/btf/vmlinux", R_OK)) {
+    if (geteuid()) fail("UND_CAPTURE_NO_PERMISSION", NULL, "not root");
+    fail("UND_CAPTURE_NO_BTF", NULL, "kernel %s has no /sys/kernel/btf/vmlinux", u.release);
+  }
+  u32 second = issue_has_queue(), entries = inflight_entries();
+  struct bpf_object *o = NULL;
+  /* Atomic OR came with 5.12; distributions carry it back, so ask the kernel rather than its number. */
+  for (int legacy = getenv("UNDERSTUDY_CAPTURE_BYTE_MAP") != NULL; legacy < 2 && !o; legacy++) {
+    u32 shift = legacy ? 16 : 12;
+    u64 next = 0;
+    struct cap_disk table[CAP_MAX_DISKS] = {};
+    for (u32 i = 0; i < disk_count; i++) {
+      u64 blocks = (disks[i].bytes + (1ull << shift) - 1) >> shift;
+      table[i] = (struct cap_disk){.index = disks[i].index, .dev = disks[i].dev, .first_block = next, .blocks = blocks};
+      next += (blocks + 63) & ~63ull;
+    }
+    map_words = legacy ? next / 8 : next / 64;
+    o = legacy ? try_load(capture_bytemap_bpf_o, capture_bytemap_bpf_o_len, second, ring_bytes, entries, 0)
+               : try_load(capture_bpf_o, capture_bpf_o_len, second, ring_bytes, entries, 0);
+    if (!o) {
+      if (errno == EPERM || legacy) fail_load(errno);
+      continue;
+    }
+    for (int i = 0; i < M_COUNT; i++) map_fd[i] = bpf_map__fd(bpf_object__find_map_by_name(o, map_names[i]));
+    map_config();
+    cfg->magic = CAP_MAGIC;
+    cfg->layout = CAP_LAYOUT;
+    cfg->block_shift = shift;
+    cfg->byte_map = (u32)legacy;
+    cfg->build = config_build(legacy);
+    memcpy(cfg->disk, table, sizeof table);
+  }
+  cfg->consumer_timeout_ns = timeout_ns;
+  cfg->heartbeat_ns = boot_ns();
+  cfg->ring_bytes = ring_bytes;
+  cfg->epoch = 1;
+  cfg->next_mark = 1;
+  cfg->disk_count = disk_count;
+  snprintf((char *)cfg->boot_id, sizeof cfg->boot_id, "%s", boot_id);
+  char id[64];
+  if (read_text("/proc/sys/kernel/random/uuid", id, sizeof id) < 0) exit(1);
+  snprintf((char *)cfg->capture_id, sizeof cfg->capture_id, "%s", id);
+  put_programs(o);
+  mark_fd = prog_fd_of(o, "put_mark");
+
+  struct bpf_link *links[L_COUNT];
+  for (int i = 0; i < L_COUNT; i++) {
+    struct bpf_program *p = bpf_object__find_program_by_name(o, stub_names[i]);
+    stub_fd[i] = bpf_program__fd(p);
+    links[i] = bpf_program__attach(p);
+    if (!links[i]) fail_load(errno);
+  }
+  calibrate(&disks[0]);
+  int bad = 0;
+  for (int i = 0; i < M_COUNT; i++) bad |= bpf_obj_pin(map_fd[i], pin_path(map_names[i]));
+  for (int i = 0; i < L_COUNT; i++) bad |= bpf_obj_pin(stub_fd[i], pin_path(stub_names[i]));
+  bad |= bpf_obj_pin(mark_fd, pin_path("put_mark"));
+  for (int i = 0; i < L_COUNT; i++) {
+    char name[64];
+    snprintf(name, sizeof name, "link_%s", stub_names[i]);
+    bad |= bpf_link__pin(links[i], pin_path(name));
+  }
+  if (bad) {
+    int error = errno;
+    unpin_all();
+    fail("UND_CAPTURE_PIN_DIR", NULL, "pinning in %s: %s", pin_dir, strerror(error));
+  }
+  /* From here every write of the disks is seen. */
+  for (u32 i = 0; i < disk_count; i++) {
+    cfg->disk_bytes[i] = disks[i].bytes;
+    cfg->disk_seq[i] = disks[i].seq;
+    if (bpf_map_update_elem(map_fd[M_DISKS], &cfg->disk[i].dev, &cfg->disk[i], BPF_ANY)) fail_load(errno);
+  }
+  __atomic_store_n(&cfg->ready, 1, __ATOMIC_SEQ_CST);
+}
+
+/* ---- dirty map ---- */
+
+static int disk_at(u32 index) {
+  for (u32 i = 0; i < cfg->disk_count; i++)
+    if (cfg->disk[i].index == index) return (int)i;
+  return -1;
+}
+
+/* The words (or bytes) of both builds behind one face: is block b set; set it; clear it and tell if it was set. */
+static int block_test(u64 *map, u64 b) {
+  if (cfg->byte_map) return __atomic_load_n((u8 *)map + b, __ATOMIC_SEQ_CST);
+  return (__atomic_load_n(&map[b >> 6], __ATOMIC_SEQ_CST) >> (b & 63)) & 1;
+}
+static void block_set(u64 *map, u64 b) {
+  if (cfg->byte_map) __atomic_store_n((u8 *)map + b, 1, __ATOMIC_SEQ_CST);
+  else __atomic_fetch_or(&map[b >> 6], 1ull << (b & 63), __ATOMIC_SEQ_CST);
+}
+static void block_clear(u64 *map, u64 b) {
+  if (cfg->byte_map) __atomic_store_n((u8 *)map + b, 0, __ATOMIC_SEQ_CST);
+  else __atomic_fetch_and(&map[b >> 6], ~(1ull << (b & 63)), __ATOMIC_SEQ_CST);
+}
+/* Whole words that are zero are skipped: disks are large and mostly clean. */
+static int word_empty(u64 *map, u64 b) {
+  return cfg->byte_map ? __atomic_load_n(&map[b >> 3], __ATOMIC_RELAXED) == 0 : __atomic_load_n(&map[b >> 6], __ATOMIC_RELAXED) == 0;
+}
+static u64 blocks_per_word(void) { return cfg->byte_map ? 8 : 64; }
+
+static void mark_extent(u64 *map, int at, u64 offset, u64 len, int set) {
+  struct cap_disk *d = &cfg->disk[at];
+  u32 s = cfg->block_shift;
+  if (!len) return;
+  for (u64 b = offset >> s, last = (offset + len - 1) >> s; b <= last && b < d->blocks; b++)
+    (set ? block_set : block_clear)(map, d->first_block + b);
+}
+
+static void spread_all_dirty(int at) {
+  u32 i = cfg->disk[at].index & (CAP_MAX_DISKS - 1);
+  if (!__atomic_exchange_n(&cfg->all_dirty[i], 0, __ATOMIC_SEQ_CST)) return;
+  mark_extent(dirty_map, at, 0, cfg->disk_bytes[at], 1);
+}
+
+static u64 dirty_bytes(int at) {
+  struct cap_disk *d = &cfg->disk[at];
+  u64 n = 0, step = blocks_per_word();
+  if (cfg->all_dirty[d->index & (CAP_MAX_DISKS - 1)]) return cfg->disk_bytes[at];
+  for (u64 b = 0; b < d->blocks; b += step) {
+    u64 g = d->first_block + b;
+    if (word_empty(dirty_map, g) && word_empty(taken_map, g)) continue;
+    if (!cfg->byte_map) n += (u64)__builtin_popcountll(dirty_map[g >> 6] | taken_map[g >> 6]);
+    else
+      for (u64 k = 0; k < step; k++) n += block_test(dirty_map, g + k) || block_test(taken_map, g + k);
+  }
+  u64 bytes = n << cfg->block_shift;
+  return bytes > cfg->disk_bytes[at] ? cfg->disk_bytes[at] : bytes;
+}
+
+struct text {
+  char *p;
+  size_t len, room;
+};
+static void add(struct text *t, const char *format, ...) {
+  if (t->room - t->len < 128) t->p = realloc(t->p, t->room = t->room * 2 + 4096);
+  if (!t->p) exit(1);
+  va_list args;
+  va_start(args, format);
+  t->len += (size_t)vsnprintf(t->p + t->len, t->room - t->len, format, args);
+  va_end(args);
+}
+
+/* take: dirty blocks go to the taken map, set there before they are cleared here, so that a kill forgets none. */
+static void say_extents(u64 id, int at, int take, u64 max_bytes) {
+  struct cap_disk *d = &cfg->disk[at];
+  struct text t = {0};
+  u64 step = blocks_per_word(), from = 0, run = 0, total = 0, size = 1ull << cfg->block_shift;
+  spread_all_dirty(at);
+  add(&t, "{\"id\":%llu,\"extents\":[", (unsigned long long)id);
+  int first = 1;
+  for (u64 b = 0;; b++) {
+    u64 g = d->first_block + b;
+    int set = 0;
+    if (b < d->blocks && total < max_bytes) {
+      if (!run && b % step == 0 && word_empty(dirty_map, g) && (take || word_empty(taken_map, g))) {
+        b += step - 1;
+        if (b >= d->blocks) b = d->blocks - 1;
+        continue;
+      }
+      set = block_test(dirty_map, g);
+      if (set && take) {
+        block_set(taken_map, g);
+        block_clear(dirty_map, g);
+      }
+      if (!take) set = set || block_test(taken_map, g);
+    }
+    if (set) {
+      if (!run) from = b;
+      run++;
+      total += size;
+      continue;
+    }
+    if (run) {
+      u64 off = from * size, len = run * size;
+      if (off + len > cfg->disk_bytes[at]) len = cfg->disk_bytes[at] - off;
+      add(&t, "%s[%llu,%llu]", first ? "" : ",", (unsigned long long)off, (unsigned long long)len);
+      first = 0;
+      run = 0;
+    }
+    if (b >= d->blocks || total >= max_bytes) break;
+  }
+  add(&t, "]}");
+  say("%s", t.p);
+  free(t.p);
+}
+
+/* ---- pump ---- */
+
+struct batch {
+  u32 magic, records;
+  u64 start, end;
+  u64 data_bytes;
+  u32 lost, gap;
+};
+struct wire {
+  u8 kind, flags;
+  u16 disk;
+  u32 len;
+  u64 offset, boot_ns, mark, pos;
+};
+#define BATCH_MAGIC 0x31424355u
+
+struct item {
+  const struct cap_rec *rec;
+  u64 pos;
+  int next; /* piece of the same record */
+};
+struct record {
+  struct wire w;
+  int first, last, next; /* pieces; next record of the same open request */
+};
+struct open_request {
+  u64 rq, boot_ns;
+  int first, last; /* records */
+};
+struct flying {
+  u64 rq, boot_ns, offset, len;
+  u32 disk;
+};
+
+static struct item items[MAX_PIECES];
+static struct record records[MAX_PIECES];
+static struct wire wires[MAX_PIECES];
+static struct open_request open_list[4096];
+static struct flying *flying;
+static u32 flying_count, flying_room;
+static u64 gap_told;
+static u64 read_pos, handed_pos; /* handed: what the other side may have seen already */
+static volatile int pumping, pump_gone;
+static volatile u32 late_overlap_marks;
+
+static u64 producer_pos(void) { return __atomic_load_n(producer, __ATOMIC_ACQUIRE); }
+
+static int order_lost(const struct cap_rec *r, u64 pos) {
+  u64 base = pos >= __atomic_load_n(&cfg->order_pos, __ATOMIC_ACQUIRE) ? cfg->base_drops : cfg->prev_base_drops;
+  return r->drops != base;
+}
+
+static void flying_remove(u64 rq, u64 boot) {
+  for (u32 i = 0; i < flying_count; i++)
+    if (flying[i].rq == rq && flying[i].boot_ns <= boot) flying[i--] = flying[--flying_count];
+}
+
+static void flying_add(u32 disk, u64 rq, u64 boot, u64 offset, u64 len) {
+  flying_remove(rq, boot); /* the same request issued again: its completion was not seen */
+  if (flying_count == flying_room) {
+    flying_room = flying_room * 2 + 256;
+    flying = realloc(flying, flying_room * sizeof *flying);
+    if (!flying) exit(1);
+  }
+  flying[flying_count++] = (struct flying){rq, boot, offset, len, disk};
+}
+
+/* Two writes of one block under way at once: which one landed last is the drive's business. Read it again. */
+static void check_overlap(u32 disk, u64 rq, u64 boot, u64 offset, u64 len) {
+  int hit = 0;
+  for (u32 i = 0; i < flying_count; i++) {
+    struct flying *f = &flying[i];
+    if (f->disk != disk || f->rq == rq || f->offset >= offset + len || offset >= f->offset + f->len) continue;
+    hit = 1;
+  }
+  if (hit) {
+    int at = disk_at(disk);
+    if (at >= 0) mark_extent(dirty_map, at, offset, len, 1);
+    __atomic_fetch_add(&cfg->disk_overlaps[disk & (CAP_MAX_DISKS - 1)], 1, __ATOMIC_SEQ_CST);
+    __atomic_fetch_add(&late_overlap_marks, 1, __ATOMIC_SEQ_CST);
+  }
+  flying_add(disk, rq, boot, offset, len);
+}
+
+static void mark_sector_block(u32 disk, u64 offset) {
+  int at = disk_at(disk);
+  if (at >= 0) mark_extent(dirty_map, at, offset, 1, 1);
+  __atomic_fetch_add(&late_overlap_marks, 1, __ATOMIC_SEQ_CST);
+}
+
+static const struct cap_rec *ring_rec(u64 pos, u32 *header, u64 *next) {
+  const char *p = ring_data + (pos & ring_mask);
+  *header = __atomic_load_n((const u32 *)p, __ATOMIC_ACQUIRE);
+  u32 len = *header & 0x3fffffff;
+  *next = pos + ((len + 8 + 7) & ~7u);
+  return (const struct cap_rec *)(p + 8);
+}
+
+static int find_open(u32 count, u64 rq, u64 boot) {
+  for (u32 i = 0; i < count; i++)
+    if (open_list[i].rq == rq && open_list[i].boot_ns == boot) return (int)i;
+  return -1;
+}
+
+static void write_vector(struct iovec *v, int n) {
+  while (n) {
+    ssize_t done = writev(1, v, n > 1024 ? 1024 : n);
+    if (done < 0 && errno == EINTR) continue;
+    if (done < 0 && errno == EAGAIN) {
+      struct pollfd w = {.fd = 1, .events = POLLOUT};
+      poll(&w, 1, -1);
+      continue;
+    }
+    if (done < 0) _exit(3);
+    while (n && (size_t)done >= v->iov_len) {
+      done -= (ssize_t)v->iov_len;
+      v++;
+      n--;
+    }
+    if (n) {
+      v->iov_base = (char *)v->iov_base + done;
+      v->iov_len -= (size_t)done;
+    }
+  }
+}
+
+/* `pos` is where the request's last piece is: the position that order is about. */
+static void emit(int *out_last, int *out_first, int r, u64 pos) {
+  records[r].next = -1;
+  records[r].w.pos = pos;
+  if (*out_last >= 0) records[*out_last].next = r;
+  else *out_first = r;
+  *out_last = r;
+}
+
+/* An open request that is cut (overflow in its middle): whole sectors only, the torn one is read again. */
+static void square_off(int r, int from_start) {
+  struct record *x = &records[r];
+  if (from_start && x->w.offset % 512) {
+    mark_sector_block(x->w.disk, x->w.offset);
+    x->w.len = 0;
+  } else if (x->w.len % 512) {
+    mark_sector_block(x->w.disk, x->w.offset + x->w.len);
+    x->w.len -= x->w.len % 512;
+  }
+}
+
+static struct iovec vec[MAX_PIECES + 2];
+
+/*
+ * Sends the ring's [read_pos, end) as one batch. The pieces of a request, interleaved with those of other CPUs, become
+ * one record (at most 1 MiB), put where its last piece is: it reached the driver only after that.
+ */
+static void send_batch(int count, u64 end, int lost, int gap) {
+  u32 open = 0;
+  int record_count = 0, out_first = -1, out_last = -1;
+  for (int i = 0; i < count; i++) {
+    const struct cap_rec *r = items[i].rec;
+    items[i].next = -1;
+    if (r->kind == CAP_DONE) {
+      flying_remove(r->rq, r->boot_ns);
+      continue;
+    }
+    int o = r->kind == CAP_WRITE ? find_open(open, r->rq, r->boot_ns) : -1;
+    int cur = o >= 0 ? open_list[o].last : -1;
+    struct record *c = cur >= 0 ? &records[cur] : NULL;
+    if (c && c->w.offset + c->w.len == r->offset && (c->w.len + r->len <= RECORD_BYTES || c->w.len % 512)) {
+      items[c->last].next = i;
+      c->last = i;
+      c->w.len += r->len;
+    } else {
+      int n = record_count++;
+      records[n] = (struct record){
+          .w = {.kind = r->kind, .flags = r->flags & CAP_DISCARD, .disk = r->disk, .len = r->len, .offset = r->offset, .boot_ns = r->boot_ns},
+          .first = i, .last = i, .next = -1};
+      if (r->kind == CAP_MARK) records[n].w.mark = r->offset, records[n].w.offset = 0;
+      if (r->kind == CAP_WRITE) {
+        if (o < 0) {
+          if (open == sizeof open_list / sizeof *open_list) exit(4);
+          o = (int)open++;
+          open_list[o] = (struct open_request){r->rq, r->boot_ns, n, n};
+        } else {
+          records[open_list[o].last].next = n;
+          open_list[o].last = n;
+        }
+      } else {
+        if (r->kind == CAP_ZERO) check_overlap(r->disk, r->rq, r->boot_ns, r->offset, r->len);
+        emit(&out_last, &out_first, n, items[i].pos);
+      }
+    }
+    if (r->kind == CAP_WRITE && r->flags & CAP_LAST) {
+      u64 from = records[open_list[o].first].w.offset, to = r->offset + r->len;
+      square_off(open_list[o].first, 1);
+      for (int k = open_list[o].first, next; k >= 0; k = next) {
+        next = records[k].next;
+        emit(&out_last, &out_first, k, items[i].pos);
+      }
+      check_overlap(r->disk, r->rq, r->boot_ns, from, to - from);
+      open_list[o] = open_list[--open];
+    }
+  }
+  for (u32 o = 0; o < open; o++) {
+    square_off(open_list[o].first, 1);
+    for (int k = open_list[o].first, next; k >= 0; k = next) {
+      next = records[k].next;
+      square_off(k, 0);
+      emit(&out_last, &out_first, k, items[records[k].last].pos);
+    }
+  }
+
+  struct batch b = {.magic = BATCH_MAGIC, .start = read_pos, .end = end, .lost = (u32)lost, .gap = (u32)gap};
+  int v = 2;
+  for (int k = out_first; k >= 0; k = records[k].next) {
+    if (!records[k].w.len && records[k].w.kind == CAP_WRITE) continue;
+    wires[b.records++] = records[k].w;
+    if (records[k].w.kind != CAP_WRITE) continue;
+    u64 left = records[k].w.len;
+    b.data_bytes += left;
+    for (int i = records[k].first; i >= 0 && left; i = items[i].next) {
+      u64 n = items[i].rec->len < left ? items[i].rec->len : left;
+      vec[v++] = (struct iovec){(void *)(items[i].rec + 1), n};
+      left -= n;
+    }
+  }
+  vec[0] = (struct iovec){&b, sizeof b};
+  vec[1] = (struct iovec){wires, b.records * sizeof *wires};
+  write_vector(vec, v);
+}
+
+/* 1: something was sent, 0: nothing there, -1: only the beginning of requests that are still being copied. */
+static int pump_once(int force) {
+  u64 pos = read_pos, prod = producer_pos(), cut = pos, p = pos, bytes = 0;
+  int n = 0, cut_n = 0, lost = 0, full = 0;
+  u32 open = 0;
+  while (p < prod) {
+    u32 header;
+    u64 next;
+    const struct cap_rec *r = ring_rec(p, &header, &next);
+    if (header & (1u << 31)) break;
+    if (!(header & (1u << 30))) {
+      int l = order_lost(r, p);
+      if (n == 0) lost = l;
+      u64 resumed = __atomic_load_n(&cfg->order_pos, __ATOMIC_ACQUIRE);
+      if (l != lost || n == MAX_PIECES || bytes >= BATCH_BYTES || (pos < resumed && p >= resumed)) {
+        full = 1;
+        break;
+      }
+      items[n].rec = r;
+      items[n++].pos = p;
+      bytes += next - p;
+      if (r->kind == CAP_WRITE) {
+        int o = find_open(open, r->rq, r->boot_ns);
+        if (r->flags & CAP_LAST) {
+          if (o >= 0) open_list[o] = open_list[--open];
+        } else if (o < 0) {
+          if (open < sizeof open_list / sizeof *open_list) open_list[open++] = (struct open_request){r->rq, r->boot_ns, 0, 0};
+        }
+      }
+    }
+    p = next;
+    if (!open) cut = p, cut_n = n;
+  }
+  if (p == pos) return 0;
+  if (cut == pos) {
+    if (!full && !force) return -1;
+    cut = p;
+    cut_n = n;
+  }
+  __atomic_store_n(&handed_pos, cut, __ATOMIC_SEQ_CST);
+  /* Said in the stream itself, so that one who reads it late cannot take the two sides of a gap for one order. */
+  u64 resumed = __atomic_load_n(&cfg->order_pos, __ATOMIC_ACQUIRE);
+  int gap = !lost && resumed && pos >= resumed && gap_told != resumed;
+  if (gap) gap_told = resumed;
+  send_batch(cut_n, cut, lost, gap);
+  read_pos = cut;
+  return 1;
+}
+
+static void *pump(void *unused) {
+  (void)unused;
+  int ep = epoll_create1(EPOLL_CLOEXEC);
+  struct epoll_event ev = {.events = EPOLLIN};
+  epoll_ctl(ep, EPOLL_CTL_ADD, map_fd[M_RING], &ev);
+  int stuck = 0;
+  while (pumping) {
+    int r = pump_once(stuck > 50);
+    if (r > 0) {
+      stuck = 0;
+      /* Let a little gather: small batches cost more than a millisecond of lag is worth. */
+      if (producer_pos() - read_pos < 65536) usleep(1000);
+      continue;
+    }
+    if (r < 0 || producer_pos() != read_pos) { /* a record is being filled */
+      stuck = r < 0 ? stuck + 1 : stuck;
+      usleep(500);
+      continue;
+    }
+    __atomic_store_n(&cfg->waiting, 1, __ATOMIC_SEQ_CST);
+    if (producer_pos() != read_pos) continue;
+    epoll_wait(ep, &ev, 1, 200);
+  }
+  pump_gone = 1;
+  return NULL;
+}
+
+/* Writes whose record an earlier helper gave away and that were still under way when it ended. */
+static void recover_flying(void) {
+  u64 key, next;
+  void *prev = NULL;
+  while (bpf_map_get_next_key(map_fd[M_INFLIGHT], prev, &next) == 0) {
+    struct cap_inflight e;
+    key = next;
+    prev = &key;
+    if (bpf_map_lookup_elem(map_fd[M_INFLIGHT], &key, &e) == 0 && e.captured) flying_add(e.disk, key, e.boot_ns, e.offset, e.len);
+  }
+  u64 first_ns = 0;
+  for (u64 p = read_pos, prod = producer_pos(), n; p < prod; p = n) {
+    u32 header;
+    const struct cap_rec *r = ring_rec(p, &header, &n);
+    if (header & (1u << 31)) break;
+    if (header & (1u << 30)) continue;
+    if (!first_ns && r->kind != CAP_DONE) first_ns = r->boot_ns;
+    if (r->kind == CAP_DONE && (!first_ns || r->boot_ns < first_ns)) flying_add(r->disk, r->rq, r->boot_ns, r->offset, r->len);
+  }
+}
+
+/* ---- commands ---- */
+
+static const char *const reasons[] = {"none", "overflow", "copy-failed", "no-consumer", "inflight-table-full", "request-too-large", "missed-event", "requested"};
+
+static const char *mode_json(void) {
+  static char t[200];
+  u32 reason = cfg->reason < sizeof reasons / sizeof *reasons ? cfg->reason : 0;
+  if (__atomic_load_n(&cfg->mode, __ATOMIC_SEQ_CST) == CAP_ORDERED) snprintf(t, sizeof t, "{\"mode\":\"ordered\"}");
+  else
+    snprintf(t, sizeof t, "{\"mode\":\"tracking\",\"reason\":\"%s\",\"sinceBootNs\":\"%llu\"}", reasons[reason], (unsigned long long)cfg->since_boot_ns);
+  return t;
+}
+
+static void go_tracking(u32 reason) {
+  if (cfg->mode == CAP_ORDERED) {
+    cfg->reason = reason;
+    cfg->since_boot_ns = boot_ns();
+  }
+  /* The drop comes first: a record that still sees the old count was reserved before it. */
+  __atomic_fetch_add(&cfg->drops, 1, __ATOMIC_SEQ_CST);
+  __atomic_store_n(&cfg->mode, CAP_TRACKING, __ATOMIC_SEQ_CST);
+}
+
+static u64 recursion_misses(void) {
+  u64 n = 0;
+  for (int i = 0; i < L_COUNT; i++) {
+    struct bpf_prog_info info = {};
+    u32 len = sizeof info;
+    if (bpf_obj_get_info_by_fd(stub_fd[i], &info, &len) == 0) n += info.recursion_misses;
+  }
+  return n;
+}
+
+static u32 inflight_count(u64 older_than_epoch, u64 *oldest_ns) {
+  u64 key, next;
+  void *prev = NULL;
+  u32 n = 0;
+  while (bpf_map_get_next_key(map_fd[M_INFLIGHT], prev, &next) == 0) {
+    struct cap_inflight e;
+    key = next;
+    prev = &key;
+    if (bpf_map_lookup_elem(map_fd[M_INFLIGHT], &key, &e) || e.epoch >= older_than_epoch) continue;
+    n++;
+    if (oldest_ns && e.boot_ns < *oldest_ns) *oldest_ns = e.boot_ns;
+    if (older_than_epoch != ~0ull) break;
+  }
+  return n;
+}
+
+static void per_disk(struct text *t, const char *name, const u64 *values) {
+  add(t, ",\"%s\":{", name);
+  for (u32 i = 0; i < cfg->disk_count; i++)
+    add(t, "%s\"%u\":%llu", i ? "," : "", cfg->disk[i].index, (unsigned long long)values[cfg->disk[i].index & (CAP_MAX_DISKS - 1)]);
+  add(t, "}");
+}
+
+static void say_status(u64 id) {
+  u64 now = boot_ns(), prod = producer_pos(), cons = *consumer;
+  const char *mode = mode_json();
+  int cpus = libbpf_num_possible_cpus();
+  struct cap_stats all[cpus], sum = {0};
+  u32 zero = 0;
+  if (bpf_map_lookup_elem(map_fd[M_STATS], &zero, all) == 0)
+    for (int i = 0; i < cpus; i++) sum.writes += all[i].writes, sum.bytes += all[i].bytes;
+  struct text t = {0};
+  add(&t, "{\"id\":%llu,\"bootNs\":\"%llu\",\"producerPos\":\"%llu\",\"consumerPos\":\"%llu\"", (unsigned long long)id,
+      (unsigned long long)now, (unsigned long long)prod, (unsigned long long)cons);
+  add(&t, ",\"mode\":%s", mode);
+  add(&t, ",\"ringBytes\":%llu,\"backlogBytes\":%llu,\"writes\":%llu", (unsigned long long)cfg->ring_bytes,
+      (unsigned long long)(prod - cons), (unsigned long long)sum.writes);
+  add(&t, ",\"writtenBytes\":%llu,\"copyFailures\":%llu,\"requeues\":%llu", (unsigned long long)sum.bytes,
+      (unsigned long long)cfg->copy_failures, (unsigned long long)cfg->requeues);
+  add(&t, ",\"recursionMisses\":%llu,\"inFlight\":%u", (unsigned long long)(recursion_misses() + cfg->untracked), inflight_count(~0ull, NULL));
+  per_disk(&t, "drops", cfg->disk_drops);
+  per_disk(&t, "failedWrites", cfg->disk_failed);
+  per_disk(&t, "opaqueCommands", cfg->disk_opaque);
+  per_disk(&t, "overlaps", cfg->disk_overlaps);
+  u64 dirty[CAP_MAX_DISKS] = {0};
+  for (u32 i = 0; i < cfg->disk_count; i++) dirty[cfg->disk[i].index & (CAP_MAX_DISKS - 1)] = dirty_bytes((int)i);
+  per_disk(&t, "dirtyBytes", dirty);
+  add(&t, "}");
+  say("%s", t.p);
+  free(t.p);
+}
+
+static struct waiting_barrier {
+  u64 id, pos, epoch, since;
+  int resume;
+} barriers[64];
+static int barrier_count;
+
+/*
+ * Whoever put a record before `pos` into the ring had entered the in-flight table before that, with an epoch older
+ * than the new one: when none of those is left, all of them have landed.
+ */
+static void start_barrier(u64 id, int resume) {
+  if (barrier_count == 64) {
+    say("{\"id\":%llu,\"failed\":\"too many barriers at once\"}", (unsigned long long)id);
+    return;
+  }
+  u64 pos = producer_pos();
+  u64 epoch = __atomic_add_fetch(&cfg->epoch, 1, __ATOMIC_SEQ_CST);
+  barriers[barrier_count++] = (struct waiting_barrier){id, pos, epoch, boot_ns(), resume};
+}
+
+static void check_barriers(void) {
+  for (int i = 0; i < barrier_count; i++) {
+    struct waiting_barrier *b = &barriers[i];
+    if (inflight_count(b->epoch, NULL)) {
+      if (boot_ns() - b->since < BARRIER_LIMIT_NS) continue;
+      say("{\"id\":%llu,\"failed\":\"writes did not complete\"}", (unsigned long long)b->id);
+    } else {
+      u64 pos = b->pos;
+      if (b->resume) {
+        pos = producer_pos();
+        __atomic_store_n(&cfg->order_pos, pos, __ATOMIC_SEQ_CST);
+      }
+      say("{\"id\":%llu,\"pos\":\"%llu\"}", (unsigned long long)b->id, (unsigned long long)pos);
+    }
+    barriers[i--] = barriers[--barrier_count];
+  }
+}
+
+static void resume_ordered(u64 id) {
+  if (cfg->mode == CAP_ORDERED) {
+    say("{\"id\":%llu,\"pos\":\"%llu\"}", (unsigned long long)id, (unsigned long long)cfg->order_pos);
+    return;
+  }
+  if (cfg->order_pos != ~0ull) cfg->prev_base_drops = cfg->base_drops;
+  __atomic_store_n(&cfg->order_pos, ~0ull, __ATOMIC_SEQ_CST);
+  cfg->base_drops = __atomic_load_n(&cfg->drops, __ATOMIC_SEQ_CST);
+  cfg->heartbeat_ns = boot_ns();
+  __atomic_store_n(&cfg->mode, CAP_ORDERED, __ATOMIC_SEQ_CST);
+  /* Writes that still saw tracking mode are in the in-flight table: behind the barrier all of them are marked. */
+  start_barrier(id, 1);
+}
+
+static void put_mark(u64 id) {
+  u64 mark = __atomic_fetch_add(&cfg->next_mark, 1, __ATOMIC_SEQ_CST);
+  u64 args[12] = {mark};
+  LIBBPF_OPTS(bpf_test_run_opts, opts, .ctx_in = args, .ctx_size_in = sizeof args);
+  int error = bpf_prog_test_run_opts(mark_fd, &opts);
+  if (error || !opts.retval) say("{\"id\":%llu,\"failed\":\"%s\"}", (unsigned long long)id, error ? strerror(-error) : "the ring is full");
+  else say("{\"id\":%llu,\"mark\":\"%llu\"}", (unsigned long long)id, (unsigned long long)mark);
+}
+
+static int pump_started;
+static pthread_t pump_thread;
+
+static void release(u64 pos) {
+  u64 have = *consumer;
+  if (pos <= have) return;
+  if (pos > producer_pos()) return;
+  if (pump_started && pos > __atomic_load_n(&handed_pos, __ATOMIC_SEQ_CST)) return; /* nothing can be durable that was never handed out */
+  if (!pump_started) read_pos = pos;
+  __atomic_store_n(consumer, pos, __ATOMIC_RELEASE);
+}
+
+static void extents_command(u64 id, char *args, int set) {
+  char *s = args;
+  int at = disk_at((u32)strtoul(s, &s, 10));
+  if (at < 0) {
+    say("{\"id\":%llu,\"failed\":\"no such disk\"}", (unsigned long long)id);
+    return;
+  }
+  while (*s) {
+    u64 off = strtoull(s, &s, 10);
+    if (*s != ':') break;
+    u64 len = strtoull(s + 1, &s, 10);
+    mark_extent(set ? dirty_map : taken_map, at, off, len, set);
+    if (*s == ',') s++;
+  }
+  say("{\"id\":%llu}", (unsigned long long)id);
+}
+
+static void command(char *line) {
+  char *s = line;
+  u64 id = strtoull(s, &s, 10);
+  while (*s == ' ') s++;
+  char *name = s;
+  while (*s && *s != ' ') s++;
+  if (*s) *s++ = 0;
+  if (!strcmp(name, "go")) {
+    if (!pump_started) {
+      pump_started = pumping = 1;
+      recover_flying();
+      pthread_create(&pump_thread, NULL, pump, NULL);
+    }
+    say("{\"id\":%llu}", (unsigned long long)id);
+  } else if (!strcmp(name, "release")) release(strtoull(s, NULL, 10));
+  else if (!strcmp(name, "status")) say_status(id);
+  else if (!strcmp(name, "barrier")) start_barrier(id, 0);
+  else if (!strcmp(name, "resume")) resume_ordered(id);
+  else if (!strcmp(name, "mark")) put_mark(id);
+  else if (!strcmp(name, "tracking")) {
+    go_tracking(CAP_R_REQUESTED);
+    say("{\"id\":%llu}", (unsigned long long)id);
+  } else if (!strcmp(name, "dirty") || !strcmp(name, "take")) {
+    int at = disk_at((u32)strtoul(s, &s, 10));
+    u64 max = strtoull(s, NULL, 10);
+    if (at < 0) say("{\"id\":%llu,\"failed\":\"no such disk\"}", (unsigned long long)id);
+    else say_extents(id, at, name[0] == 't', max ? max : ~0ull);
+  } else if (!strcmp(name, "clear")) extents_command(id, s, 0);
+  else if (!strcmp(name, "markdirty")) extents_command(id, s, 1);
+  else if (!strcmp(name, "stop")) {
+    if (*s == '1') {
+      for (u32 i = 0; i < cfg->disk_count; i++) bpf_map_delete_elem(map_fd[M_DISKS], &cfg->disk[i].dev);
+      unpin_all();
+    }
+    say("{\"id\":%llu}", (unsigned long long)id);
+    _exit(0);
+  } else say("{\"id\":%llu,\"failed\":\"unknown command\"}", (unsigned long long)id);
+}
+
+static u64 last_beat, last_late, last_opaque[CAP_MAX_DISKS];
+static u32 last_mode, last_overlap;
+
+static void watch(void) {
+  u64 now = boot_ns();
+  u32 mode = __atomic_load_n(&cfg->mode, __ATOMIC_SEQ_CST);
+  if (mode != last_mode) {
+    last_mode = mode;
+    say("{\"event\":\"mode\",\"mode\":%s}", mode_json());
+  }
+  if (cfg->late_marks != last_late || late_overlap_marks != last_overlap) {
+    last_late = cfg->late_marks;
+    last_overlap = late_overlap_marks;
+    say("{\"event\":\"dirty-marked\"}");
+  }
+  for (u32 i = 0; i < cfg->disk_count; i++) {
+    u32 k = cfg->disk[i].index & (CAP_MAX_DISKS - 1);
+    if (cfg->disk_opaque[k] == last_opaque[k]) continue;
+    last_opaque[k] = cfg->disk_opaque[k];
+    say("{\"event\":\"opaque-command\",\"disk\":%u}", k);
+  }
+  if (now - last_beat < 1000000000ull) return;
+  last_beat = now;
+  __atomic_store_n(&cfg->heartbeat_ns, now, __ATOMIC_SEQ_CST);
+  u64 misses = recursion_misses() + cfg->untracked;
+  if (misses != cfg->misses_seen) {
+    cfg->misses_seen = misses;
+    go_tracking(CAP_R_MISSED);
+    say("{\"event\":\"missed-events\",\"recursionMisses\":%llu}", (unsigned long long)misses);
+  }
+  for (u32 i = 0; i < disk_count; i++) {
+    struct disk *d = &disks[i];
+    if (d->gone) continue;
+    u64 bytes = read_number(d->sys, "size", ~0ull);
+    if (bytes == ~0ull || read_number(d->sys, "diskseq", 0) != d->seq) {
+      d->gone = 1;
+      say("{\"event\":\"disk-gone\",\"disk\":%u}", d->index);
+    } else if (bytes * 512 != d->bytes) {
+      say("{\"event\":\"disk-resized\",\"disk\":%u,\"oldSizeBytes\":%llu,\"newSizeBytes\":%llu}", d->index, (unsigned long long)d->bytes,
+          (unsigned long long)(bytes * 512));
+      d->bytes = bytes * 512;
+    }
+  }
+}
+
+static void serve(void) {
+  static char in[1 << 20];
+  size_t have = 0;
+  fcntl(0, F_SETFL, fcntl(0, F_GETFL) | O_NONBLOCK);
+  for (;;) {
+    struct pollfd p = {.fd = 0, .events = POLLIN};
+    poll(&p, 1, barrier_count ? 1 : 100);
+    if (p.revents) {
+      ssize_t n = read(0, in + have, sizeof in - 1 - have);
+      if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) _exit(0);
+      if (n > 0) have += (size_t)n;
+      char *line = in, *end;
+      while ((end = memchr(line, '\n', have - (size_t)(line - in)))) {
+        *end = 0;
+        command(line);
+        line = end + 1;
+      }
+      have -= (size_t)(line - in);
+      memmove(in, line, have);
+      if (have == sizeof in - 1) _exit(4);
+    }
+    check_barriers();
+    watch();
+  }
+}
+
+int cmd_run(int argc, char **argv) {
+  u64 ring_bytes = 0, timeout_ms = 180000;
+  for (int i = 1; i + 1 < argc; i += 2) {
+    const char *v = argv[i + 1];
+    if (!strcmp(argv[i], "--pin")) pin_dir = v;
+    else if (!strcmp(argv[i], "--ring")) ring_bytes = strtoull(v, NULL, 10);
+    else if (!strcmp(argv[i], "--timeout-ms")) timeout_ms = strtoull(v, NULL, 10);
+    else if (!strcmp(argv[i], "--disk") && disk_count < CAP_MAX_DISKS) {
+      char *colon;
+      struct disk *d = &disks[disk_count++];
+      d->index = (u32)strtoul(v, &colon, 10);
+      if (*colon != ':' || d->index >= CAP_MAX_DISKS) return 2;
+      snprintf(d->path, sizeof d->path, "%s", colon + 1);
+    }
+  }
+  if (!pin_dir || !disk_count || ring_bytes < 65536 || ring_bytes > (1ull << 31)) return 2;
+  u64 size = 65536;
+  while (size < ring_bytes) size *= 2;
+  signal(SIGPIPE, SIG_IGN);
+  libbpf_set_print(on_libbpf_print);
+  struct rlimit all = {RLIM_INFINITY, RLIM_INFINITY};
+  setrlimit(RLIMIT_MEMLOCK, &all); /* before 5.11 maps are charged to it */
+
+  char boot_id[64] = "";
+  read_text("/proc/sys/kernel/random/boot_id", boot_id, sizeof boot_id);
+  for (u32 i = 0; i < disk_count; i++) resolve_disk(&disks[i]);
+  prepare_pin_dir();
+  const char *why_not = try_adopt(size, boot_id);
+  if (why_not) {
+    if (*why_not) {
+      unpin_all();
+      prepare_pin_dir();
+    }
+    start_fresh(size, timeout_ms * 1000000ull, boot_id);
+  }
+  cfg->consumer_timeout_ns = timeout_ms * 1000000ull;
+  __atomic_store_n(&cfg->heartbeat_ns, boot_ns(), __ATOMIC_SEQ_CST);
+  map_memory(size);
+  read_pos = *consumer;
+  if (!why_not) {
+    /* What was taken and never acknowledged is dirty again. */
+    for (u64 i = 0; i < map_words; i++)
+      if (taken_map[i]) {
+        __atomic_fetch_or(&dirty_map[i], taken_map[i], __ATOMIC_SEQ_CST);
+        taken_map[i] = 0;
+      }
+    if (cfg->order_pos == ~0ull) { /* ended in the middle of resumeOrdered */
+      go_tracking(CAP_R_REQUESTED);
+      cfg->order_pos = producer_pos();
+    }
+    last_late = cfg->late_marks;
+    if (read_pos > cfg->order_pos) gap_told = cfg->order_pos;
+  }
+  for (u32 i = 0; i < CAP_MAX_DISKS; i++) last_opaque[i] = cfg->disk_opaque[i];
+  last_mode = cfg->mode;
+  struct text t = {0};
+  add(&t, "{\"started\":true,\"adopted\":%s,\"notAdoptedBecause\":\"%s\"", why_not ? "false" : "true", why_not ? json_text(why_not) : "");
+  add(&t, ",\"bootId\":\"%s\",\"captureId\":\"%s\"", cfg->boot_id, cfg->capture_id);
+  add(&t, ",\"consumerPos\":\"%llu\",\"mode\":%s,\"sizes\":{", (unsigned long long)read_pos, mode_json());
+  for (u32 i = 0; i < disk_count; i++) add(&t, "%s\"%u\":%llu", i ? "," : "", disks[i].index, (unsigned long long)disks[i].bytes);
+  add(&t, "}}");
+  say("%s", t.p);
+  free(t.p);
+  serve();
+  return 0;
+}

@@ -1,0 +1,184 @@
+/**
+ * Where the agent keeps what, and its state files. The state folder lies on a protected disk, so it stays small and is
+ * written rarely (at enrolment, renewal and when a job is configured): the agent must not capture itself.
+ */
+import { mkdir, open, readFile, rename, rm } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import Type, { type Static } from 'typebox';
+import { Value } from 'typebox/value';
+import { ConfigureJob, MachineIdentity } from '../protocol/control.ts';
+import { undError } from '../protocol/errors.ts';
+
+/** Everything the agent leaves on a source server; uninstalling is removing these. */
+export interface AgentPaths {
+  /** Holds the executable, its library and the capture helper. */
+  programDir: string;
+  stateDir: string;
+  unitFile: string;
+  /** Pinned BPF programs and maps. */
+  pinDir: string;
+  runDir: string;
+}
+
+export const UNIT_NAME = 'understudy-agent.service';
+
+/** The product's paths; `root` is for tests. */
+export const agentPaths = (root = ''): AgentPaths => ({
+  programDir: `${root}/usr/lib/understudy`,
+  stateDir: `${root}/var/lib/understudy-agent`,
+  unitFile: `${root}/etc/systemd/system/${UNIT_NAME}`,
+  pinDir: `${root}/sys/fs/bpf/understudy`,
+  runDir: `${root}/run/understudy-agent`,
+});
+
+/** Every path that an installed or half-installed agent may have left, the ones to remove first first. */
+export const traces = (paths: AgentPaths): string[] => [
+  paths.unitFile,
+  `${paths.unitFile}.new`,
+  // What `systemctl edit` leaves.
+  `${paths.unitFile}.d`,
+  `${dirname(paths.unitFile)}/multi-user.target.wants/${UNIT_NAME}`,
+  paths.stateDir,
+  paths.runDir,
+  // The links go with their pins: the programs come off the disks.
+  paths.pinDir,
+  `${paths.pinDir}-probe`,
+  paths.programDir,
+  `${paths.programDir}.new`,
+  `${paths.programDir}.old`,
+];
+
+const Address = Type.String({ minLength: 1, maxLength: 253 });
+const Port = Type.Integer({ minimum: 1, maximum: 65535 });
+const Pem = Type.String({ minLength: 1, maxLength: 65_536 });
+
+/** Written by the push, removed once it has been used. */
+export const EnrolTicket = Type.Object({
+  token: Type.String({ minLength: 20, maxLength: 128 }),
+  /** Of the appliance; tried in turn. */
+  addresses: Type.Array(Address, { minItems: 1, maxItems: 16 }),
+  apiPort: Port,
+  agentPort: Port,
+  caPem: Pem,
+  caFingerprintSha256: Type.String({ maxLength: 128 }),
+});
+export type EnrolTicket = Static<typeof EnrolTicket>;
+
+const KeyPair = Type.Object({ certificatePem: Pem, keyPem: Pem });
+export type KeyPair = Static<typeof KeyPair>;
+
+/** Who this agent is and whom it belongs to. */
+export const AgentIdentity = Type.Object({
+  sourceId: Type.String({ minLength: 1, maxLength: 64 }),
+  addresses: Type.Array(Address, { minItems: 1, maxItems: 16 }),
+  apiPort: Port,
+  agentPort: Port,
+  caPem: Pem,
+  caFingerprintSha256: Type.String({ maxLength: 128 }),
+  current: KeyPair,
+  /** The pair before the last renewal: an appliance that was set back to an older state knows only this one. */
+  previous: Type.Union([KeyPair, Type.Null()]),
+  /** The machine that enrolled. */
+  machine: MachineIdentity,
+  enrolledAt: Type.String(),
+});
+export type AgentIdentity = Static<typeof AgentIdentity>;
+
+export type JobConfiguration = Static<typeof ConfigureJob>;
+
+/** Replaces `file` so that it is either the old or the new one, whatever happens; readable by root only. */
+export async function writeDurably(
+  file: string,
+  content: string | Buffer,
+  mode = 0o600,
+): Promise<void> {
+  const folder = dirname(file);
+  await mkdir(folder, { recursive: true, mode: 0o700 });
+  const temporary = `${file}.new`;
+  await rm(temporary, { force: true });
+  const handle = await open(temporary, 'wx', mode);
+  try {
+    await handle.writeFile(content);
+    await handle.sync();
+  } finally {
+    await handle.close();
+  }
+  await rename(temporary, file);
+  const dir = await open(folder, 'r');
+  try {
+    await dir.sync();
+  } finally {
+    await dir.close();
+  }
+}
+
+async function readState<T extends Type.TSchema>(
+  file: string,
+  schema: T,
+): Promise<Static<T> | null> {
+  let text: string;
+  try {
+    text = await readFile(file, 'utf8');
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null;
+    throw undError('UND_AGENT_CONFIG_INVALID', { file, reason: String(error) }, { cause: error });
+  }
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (cause) {
+    throw undError('UND_AGENT_CONFIG_INVALID', { file, reason: 'it is not JSON' }, { cause });
+  }
+  if (!Value.Check(schema, value)) {
+    const first = Value.Errors(schema, value)[0];
+    const reason = first ? `${first.instancePath || '/'} ${first.message}` : 'it does not match';
+    throw undError('UND_AGENT_CONFIG_INVALID', { file, reason });
+  }
+  return value as Static<T>;
+}
+
+/** The state folder's files. Each method throws UND_AGENT_CONFIG_INVALID for what cannot be read. */
+export class AgentState {
+  readonly dir: string;
+  constructor(dir: string) {
+    this.dir = dir;
+  }
+
+  #file = (name: string) => join(this.dir, name);
+
+  ticket(): Promise<EnrolTicket | null> {
+    return readState(this.#file('enrol.json'), EnrolTicket);
+  }
+  async dropTicket(): Promise<void> {
+    await rm(this.#file('enrol.json'), { force: true });
+  }
+
+  identity(): Promise<AgentIdentity | null> {
+    return readState(this.#file('identity.json'), AgentIdentity);
+  }
+  async putIdentity(identity: AgentIdentity): Promise<void> {
+    await writeDurably(this.#file('identity.json'), `${JSON.stringify(identity, null, 2)}\n`);
+  }
+
+  /** The job as the appliance last configured it, so that capture goes on at once after a restart. */
+  job(): Promise<JobConfiguration | null> {
+    return readState(this.#file('job.json'), ConfigureJob);
+  }
+  async putJob(job: JobConfiguration): Promise<void> {
+    await writeDurably(this.#file('job.json'), `${JSON.stringify(job)}\n`);
+  }
+  async dropJob(): Promise<void> {
+    await rm(this.#file('job.json'), { force: true });
+  }
+
+  /** Why this agent was told to be passive (guest preparation leaves the file in a replica); null when it was not. */
+  async passiveReason(): Promise<string | null> {
+    try {
+      const text = (await readFile(this.#file('passive'), 'utf8')).trim();
+      return text.slice(0, 500) || 'this machine is a replica';
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null;
+      throw error;
+    }
+  }
+}

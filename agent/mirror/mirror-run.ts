@@ -1,0 +1,194 @@
+/**
+ * One attempt at one disk's mirror run: read every block from the cursor on, leave out what need not go, and put the
+ * rest into the stream where it can't land over a newer write (touched.ts has the rule, docs/stream.md the argument).
+ */
+import { createHash } from 'node:crypto';
+import type { MirrorKind } from '../../protocol/control.ts';
+import type { FrameExtent } from '../../protocol/frame.ts';
+import type { BlockReader, Extent } from '../capture/capture.ts';
+import { chunkExtents, subtractSpans } from './chunk.ts';
+import type { Span, Touched } from './touched.ts';
+
+export const CHUNK_BYTES = 1024 * 1024;
+const HASH_BYTES = 16;
+/** Hashes are asked for in spans of this, and one span ahead. */
+const HASH_SPAN_CHUNKS = 64;
+/** Reads under way at once. */
+const READ_AHEAD = 4;
+/** What was passed over is told at least so often, so that progress is seen and a resumed run need not repeat it. */
+const PROGRESS_BYTES = 256 * 1024 * 1024;
+
+export interface MirrorAsk {
+  disk: number;
+  run: number;
+  kind: MirrorKind;
+  reason: string;
+  startBytes: number;
+  endBytes: number;
+  cursorBytes: number;
+  skippedBytes: number;
+}
+
+export interface MirrorHost {
+  /** Every captured write of the disk that is sequenced from now on is remembered in the returned tracker. */
+  track(disk: number): { touched: Touched; stop(): void };
+  /** Resolves when it is acknowledged: hashes that are asked for before it would be of an older replica. */
+  markStart(ask: MirrorAsk): Promise<void>;
+  /** Resolves when the frame of the mark is acknowledged. */
+  markEnd(ask: MirrorAsk): Promise<void>;
+  /** Every write issued before has completed when it resolves. */
+  barrier(): Promise<void>;
+  takeDirty(disk: number, maxBytes?: number): Promise<Extent[]>;
+  clearDirty(disk: number, extents: Extent[]): Promise<void>;
+  markDirty(disk: number, extents: Extent[]): Promise<void>;
+  openReader(disk: number): Promise<BlockReader>;
+  /** Sorted spans that need not be mirrored: unallocated by a map that may be trusted, or active swap. */
+  unneeded(disk: number): Promise<Span[]>;
+  /** Hashes of the replica, HASH_BYTES per chunk. */
+  replicaHashes(ask: MirrorAsk, span: Span): Promise<Buffer>;
+  /** Resolves when replication has left room for a mirror frame. */
+  room(): Promise<void>;
+  /** Resolves when every record that was in the ring at the call is sequenced. */
+  overtaken(): Promise<void>;
+  /** Put a frame into the stream, now. */
+  emit(ask: MirrorAsk, cursorBytes: number, skippedBytes: number, extents: FrameExtent[]): void;
+  /** Figures for the status message. */
+  progress(ask: MirrorAsk, cursorBytes: number, skippedBytes: number): void;
+  read(bytes: number): void;
+}
+
+interface Chunk {
+  span: Span;
+  /** The parts of the chunk that matter; empty if none do. */
+  needed: Span[];
+  data: Promise<{ data: Buffer; zero: boolean }> | null;
+}
+
+const bytesOf = (spans: ReadonlyArray<{ lengthBytes: number }>): number =>
+  spans.reduce((sum, { lengthBytes }) => sum + lengthBytes, 0);
+
+/** @throws the signal's reason, or what went wrong: UND_SOURCE_READ_FAILED, UND_LINK_CLOSED, an error of the appliance */
+export async function runMirror(
+  host: MirrorHost,
+  ask: MirrorAsk,
+  signal: AbortSignal,
+): Promise<void> {
+  const { disk, kind } = ask;
+  const tracker = host.track(disk);
+  let reader: BlockReader | undefined;
+  let taken: Extent[] = [];
+  try {
+    // What is dirty now is read by this run, as far as the run still comes by it.
+    const dirty = await host.takeDirty(disk);
+    taken = dirty.filter(({ offsetBytes }) => offsetBytes >= ask.cursorBytes);
+    const behind = dirty.filter(({ offsetBytes }) => offsetBytes < ask.cursorBytes);
+    if (behind.length > 0) await host.markDirty(disk, behind);
+    await host.markStart(ask);
+    await host.barrier();
+    signal.throwIfAborted();
+    const unneeded = await host.unneeded(disk);
+    reader = await host.openReader(disk);
+    const open = reader;
+
+    const hashes = kind === 'difference' ? new HashAhead(host, ask) : null;
+    let skippedBytes = ask.skippedBytes;
+    let toldBytes = ask.cursorBytes;
+    const queue: Chunk[] = [];
+    let nextBytes = ask.cursorBytes;
+    const fill = () => {
+      while (queue.length < READ_AHEAD && nextBytes < ask.endBytes) {
+        const lengthBytes = Math.min(CHUNK_BYTES, ask.endBytes - nextBytes);
+        const span = { offsetBytes: nextBytes, lengthBytes };
+        const needed = subtractSpans(span, unneeded);
+        const data = needed.length > 0 ? open.read(nextBytes, lengthBytes) : null;
+        data?.catch(() => {});
+        queue.push({ span, needed, data });
+        nextBytes += lengthBytes;
+      }
+    };
+    for (fill(); queue.length > 0; fill()) {
+      const chunk = queue.shift()!;
+      const { span } = chunk;
+      const cursorBytes = span.offsetBytes + span.lengthBytes;
+      let extents: FrameExtent[] = [];
+      let inStreamBytes = 0;
+      if (chunk.data) {
+        const { data, zero } = await chunk.data;
+        host.read(data.length);
+        const same = hashes !== null && (await hashes.equal(span, data));
+        signal.throwIfAborted();
+        if (!same && !(zero && kind === 'full')) {
+          await host.room();
+          signal.throwIfAborted();
+          const spans = chunk.needed.flatMap((part) =>
+            tracker.touched.untouched(part.offsetBytes, part.lengthBytes),
+          );
+          inStreamBytes = bytesOf(chunk.needed) - bytesOf(spans);
+          extents = chunkExtents(disk, kind, span.offsetBytes, data, spans);
+        }
+      }
+      skippedBytes += span.lengthBytes - inStreamBytes - bytesOf(extents);
+      if (
+        extents.length > 0 ||
+        cursorBytes - toldBytes >= PROGRESS_BYTES ||
+        cursorBytes >= ask.endBytes
+      ) {
+        host.emit(ask, cursorBytes, skippedBytes, extents);
+        toldBytes = cursorBytes;
+      }
+      host.progress(ask, cursorBytes, skippedBytes);
+    }
+    // A read may have seen a write whose record was not sequenced yet. With it the end mark is a point to recover to.
+    await host.overtaken();
+    await host.markEnd(ask);
+    await host.clearDirty(disk, taken);
+    taken = [];
+  } finally {
+    tracker.stop();
+    if (taken.length > 0) await host.markDirty(disk, taken).catch(() => {});
+    await reader?.close();
+  }
+}
+
+/** The replica's hashes, asked for one span ahead of where they are needed. */
+class HashAhead {
+  readonly #host: MirrorHost;
+  readonly #ask: MirrorAsk;
+  #spans = new Map<number, Promise<Buffer>>();
+
+  constructor(host: MirrorHost, ask: MirrorAsk) {
+    this.#host = host;
+    this.#ask = ask;
+  }
+
+  /** Spans are counted from the cursor, as the run's chunks are. */
+  #spanAt(offsetBytes: number): Span {
+    const grain = HASH_SPAN_CHUNKS * CHUNK_BYTES;
+    const { cursorBytes, endBytes } = this.#ask;
+    const from = offsetBytes - ((offsetBytes - cursorBytes) % grain);
+    return { offsetBytes: from, lengthBytes: Math.min(grain, endBytes - from) };
+  }
+
+  #request(span: Span): Promise<Buffer> {
+    let hashes = this.#spans.get(span.offsetBytes);
+    if (!hashes) {
+      hashes = this.#host.replicaHashes(this.#ask, span);
+      hashes.catch(() => {});
+      this.#spans.set(span.offsetBytes, hashes);
+    }
+    return hashes;
+  }
+
+  async equal(chunk: Span, data: Buffer): Promise<boolean> {
+    const span = this.#spanAt(chunk.offsetBytes);
+    const hashes = this.#request(span);
+    const nextBytes = span.offsetBytes + span.lengthBytes;
+    if (nextBytes < this.#ask.endBytes) this.#request(this.#spanAt(nextBytes));
+    for (const from of this.#spans.keys()) if (from < span.offsetBytes) this.#spans.delete(from);
+    const all = await hashes;
+    const index = (chunk.offsetBytes - span.offsetBytes) / CHUNK_BYTES;
+    const theirs = all.subarray(index * HASH_BYTES, (index + 1) * HASH_BYTES);
+    const ours = createHash('sha256').update(data).digest().subarray(0, HASH_BYTES);
+    return theirs.equals(ours);
+  }
+}

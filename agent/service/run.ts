@@ -1,0 +1,442 @@
+/**
+ * The agent's service: enrols once, then keeps one connection to its appliance for ever, and does what comes over it.
+ * The stream (capture, mirror, frames) is another module; this one tells it when there is a link and when to end.
+ */
+import { randomUUID } from 'node:crypto';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { isDeepStrictEqual } from 'node:util';
+import type { Inventory } from '../../appliance/api/schema.ts';
+import {
+  type ControlMessage,
+  type ControlOf,
+  type ErrorMessage,
+  HEARTBEAT_MS,
+  knownCode,
+  type MachineIdentity,
+  PROTOCOL_VERSION,
+  toErrorMessage,
+} from '../../protocol/control.ts';
+import { asUndError, type UndError, undError } from '../../protocol/errors.ts';
+import { Link } from '../../protocol/link.ts';
+import type { AgentIdentity, AgentState, JobConfiguration } from '../config.ts';
+import { makeRequest } from '../enrol/csr.ts';
+import { enrol } from '../enrol/enrol.ts';
+import { AGENT_VERSION } from '../version.ts';
+import { backoffMs, LINK_BACKOFF, REFUSED_BACKOFF } from './backoff.ts';
+import { dial } from './dial.ts';
+import { inWords, type Log, onChange } from './log.ts';
+import { renewalDue, validityOf } from './renewal.ts';
+import { decideRole, type Role } from './role.ts';
+
+const WELCOME_TIMEOUT_MS = 20_000;
+const RENEWAL_TIMEOUT_MS = 60_000;
+const RENEWAL_CHECK_MS = 3_600_000;
+
+/** The source's stream, as the service drives it. */
+export interface Stream {
+  /** Takes up the job of before a restart: the capture that is still in the kernel goes on before any link is there. */
+  adopt(job: JobConfiguration): Promise<void>;
+  /** A welcomed link. Messages of the stream come by `control` from now on. */
+  connected(link: Link): void;
+  control(message: ControlMessage): void | Promise<void>;
+  disconnected(): void;
+  /** With `unpin` the capture is taken off the disks, else it goes on in the kernel. */
+  stop(options: { unpin: boolean }): Promise<void>;
+}
+
+export interface ServiceOptions {
+  state: AgentState;
+  log: Log;
+  createStream(log: Log): Stream;
+  machine(): Promise<MachineIdentity>;
+  inventory(): Promise<Inventory>;
+  /** Removes every trace of the agent; what is left is named. */
+  removeTraces(): Promise<string[]>;
+  /** For tests. */
+  now?: () => number;
+  wait?: (ms: number, signal: AbortSignal) => Promise<void>;
+}
+
+/** Why `run` came back. */
+export type Ended =
+  | { kind: 'stopped' }
+  | { kind: 'not-enrolled'; error: UndError }
+  | { kind: 'uninstalled' };
+
+const defaultWait = (ms: number, signal: AbortSignal): Promise<void> =>
+  sleep(ms, undefined, { signal }).catch(() => undefined);
+
+const fromMessage = (error: ErrorMessage): UndError => {
+  const code = knownCode(error);
+  return undError(code, code === 'UND_INTERNAL' ? { reason: error.message } : error.params);
+};
+
+export class AgentService {
+  readonly #options: ServiceOptions;
+  readonly #state: AgentState;
+  readonly #log: Log;
+  readonly #now: () => number;
+  readonly #wait: (ms: number, signal: AbortSignal) => Promise<void>;
+  readonly #stopping = new AbortController();
+  #stream: Stream | undefined;
+  #renewal: { requestId: string; keyPem: string; done: (error?: unknown) => void } | undefined;
+  #renewing = false;
+  #uninstalled = false;
+
+  constructor(options: ServiceOptions) {
+    this.#options = options;
+    this.#state = options.state;
+    this.#log = options.log;
+    this.#now = options.now ?? Date.now;
+    this.#wait = options.wait ?? defaultWait;
+  }
+
+  /** Ends the service; the capture stays in the kernel for the next start. */
+  stop(): void {
+    this.#stopping.abort();
+  }
+
+  /** Runs until stopped, uninstalled, or found to be without any way to enrol. */
+  async run(): Promise<Ended> {
+    try {
+      const enrolled = await this.#enrol();
+      if ('error' in enrolled) return { kind: 'not-enrolled', error: enrolled.error };
+      if (!enrolled.identity) return { kind: 'stopped' };
+      await this.#serve(enrolled.identity);
+      return this.#uninstalled ? { kind: 'uninstalled' } : { kind: 'stopped' };
+    } finally {
+      if (!this.#uninstalled) await this.#stream?.stop({ unpin: false });
+    }
+  }
+
+  async #enrol(): Promise<{ identity: AgentIdentity | null } | { error: UndError }> {
+    const { signal } = this.#stopping;
+    const log = onChange(this.#log);
+    for (let attempt = 0; !signal.aborted; attempt++) {
+      const ticket = await this.#state.ticket();
+      const identity = await this.#state.identity();
+      if (!ticket) {
+        return identity ? { identity } : { error: undError('UND_AGENT_NOT_ENROLLED') };
+      }
+      try {
+        const fresh = await enrol(ticket, await this.#options.machine());
+        // A new identity begins without the job of the old one; the appliance configures it again if it is the same.
+        if (identity && identity.sourceId !== fresh.sourceId) await this.#state.dropJob();
+        await this.#state.putIdentity(fresh);
+        await this.#state.dropTicket();
+        this.#log('info', `enrolled as source ${fresh.sourceId}`);
+        return { identity: fresh };
+      } catch (error) {
+        const coded = asUndError(error);
+        log('error', inWords(coded));
+        if (coded.code.startsWith('UND_ENROL_')) {
+          await this.#state.dropTicket();
+          // The appliance may have issued the certificate while its answer was lost, or the ticket is a second one.
+          return identity ? { identity } : { error: coded };
+        }
+      }
+      await this.#wait(backoffMs(attempt, LINK_BACKOFF), signal);
+    }
+    return { identity: null };
+  }
+
+  async #serve(first: AgentIdentity): Promise<void> {
+    const { signal } = this.#stopping;
+    const log = onChange(this.#log);
+    let identity = first;
+    let usePrevious = false;
+    let role: Role | undefined;
+    /** What the appliance said outweighs what this machine finds out about itself. */
+    let told: Role | undefined;
+    let attempt = 0;
+    while (!signal.aborted && !this.#uninstalled) {
+      const machine = await this.#options.machine();
+      if (role?.role !== 'active') {
+        const next =
+          told ?? decideRole(await this.#state.passiveReason(), identity.machine, machine);
+        if (!isDeepStrictEqual(next, role)) await this.#enterRole(next);
+        role = next;
+      }
+      const pair = (usePrevious && identity.previous) || identity.current;
+      let refused = false;
+      let welcomed = false;
+      try {
+        const socket = await dial(
+          { addresses: identity.addresses, port: identity.agentPort, caPem: identity.caPem, pair },
+          signal,
+        );
+        const link = new Link(socket);
+        const session = this.#session(link, identity, machine, role, pair === identity.current);
+        const onAbort = () => link.close();
+        signal.addEventListener('abort', onAbort, { once: true });
+        try {
+          welcomed = await session.welcomed;
+          attempt = 0;
+          log('info', `connected to the appliance at ${socket.remoteAddress}`);
+          await session.ended;
+        } finally {
+          signal.removeEventListener('abort', onAbort);
+          link.close();
+        }
+      } catch (error) {
+        const coded = asUndError(error);
+        refused = coded.code.startsWith('UND_AGENT_') || coded.code === 'UND_PROTOCOL_VERSION';
+        if (!signal.aborted && !this.#uninstalled) log('warning', inWords(coded));
+        if (coded.code === 'UND_AGENT_CERT_UNKNOWN' && identity.previous)
+          usePrevious = !usePrevious;
+        if (coded.code === 'UND_AGENT_CLONE' && role.role === 'active') {
+          // The appliance knows better: this machine must not even watch its disks as that source.
+          told = { role: 'passive', reason: coded.message };
+          role = told;
+          await this.#enterRole(role);
+        }
+      }
+      identity = (await this.#state.identity().catch(() => null)) ?? identity;
+      if (signal.aborted || this.#uninstalled) break;
+      if (welcomed) usePrevious = false;
+      await this.#wait(backoffMs(attempt++, refused ? REFUSED_BACKOFF : LINK_BACKOFF), signal);
+    }
+  }
+
+  async #enterRole(role: Role): Promise<void> {
+    if (role.role === 'passive') {
+      this.#log('warning', `passive: ${role.reason}`);
+      const stream = this.#stream;
+      this.#stream = undefined;
+      await stream?.stop({ unpin: true });
+      return;
+    }
+    if (this.#stream) return;
+    this.#stream = this.#options.createStream(this.#log);
+    const job = await this.#state.job().catch((error) => {
+      this.#log('error', inWords(error));
+      return null;
+    });
+    if (!job) return;
+    try {
+      await this.#stream.adopt(job);
+    } catch (error) {
+      // The appliance configures the job again when it answers, and hears then what is wrong.
+      this.#log('error', `the job of before could not be taken up: ${inWords(error)}`);
+    }
+  }
+
+  /** One connection from hello to its end. `welcomed` rejects with the appliance's reason if it refuses. */
+  #session(
+    link: Link,
+    identity: AgentIdentity,
+    machine: MachineIdentity,
+    role: Role,
+    currentPair: boolean,
+  ): { welcomed: Promise<true>; ended: Promise<void> } {
+    const welcome = Promise.withResolvers<true>();
+    const end = Promise.withResolvers<void>();
+    end.promise.catch(() => undefined);
+    welcome.promise.catch(() => undefined);
+    let renewalCheck: NodeJS.Timeout | undefined;
+    let live = false;
+    const timer = setTimeout(
+      () => link.close(undError('UND_LINK_TIMEOUT', { timeoutMs: WELCOME_TIMEOUT_MS })),
+      WELCOME_TIMEOUT_MS,
+    );
+    link.once('close', (error) => {
+      clearTimeout(timer);
+      clearInterval(renewalCheck);
+      this.#renewal?.done(undError('UND_LINK_CLOSED', { reason: 'before the certificate came' }));
+      if (live) this.#stream?.disconnected();
+      const reason = error ?? undError('UND_LINK_CLOSED', { reason: 'by the agent' });
+      welcome.reject(reason);
+      if (error) end.reject(error);
+      else end.resolve();
+    });
+    const renewIfDue = () => {
+      if (currentPair && !renewalDue(validityOf(identity.current.certificatePem), this.#now()))
+        return;
+      this.#renewSoon(link);
+    };
+    link.start({
+      frame: () => {
+        throw undError('UND_LINK_MESSAGE_INVALID', { reason: 'a frame to the agent' });
+      },
+      control: (message) => {
+        if (!live) {
+          if (message.type === 'refused') throw fromMessage(message.error);
+          if (message.type !== 'welcome') {
+            throw undError('UND_LINK_MESSAGE_INVALID', {
+              reason: `${message.type} before welcome`,
+            });
+          }
+          this.#checkWelcome(message, identity);
+          live = true;
+          clearTimeout(timer);
+          if (role.role === 'active') this.#stream?.connected(link);
+          renewIfDue();
+          renewalCheck = setInterval(renewIfDue, RENEWAL_CHECK_MS);
+          welcome.resolve(true);
+          return;
+        }
+        return this.#handle(link, message, role);
+      },
+    });
+    link.heartbeat(HEARTBEAT_MS);
+    link.send({
+      type: 'hello',
+      protocolVersion: PROTOCOL_VERSION,
+      agentVersion: AGENT_VERSION,
+      machine,
+      passive: role.role === 'passive' ? { reason: role.reason } : null,
+    });
+    return { welcomed: welcome.promise, ended: end.promise };
+  }
+
+  #checkWelcome(message: ControlOf<'welcome'>, identity: AgentIdentity): void {
+    if (message.protocolVersion !== PROTOCOL_VERSION) {
+      throw undError('UND_PROTOCOL_VERSION', {
+        version: message.protocolVersion,
+        supported: PROTOCOL_VERSION,
+      });
+    }
+    if (message.sourceId !== identity.sourceId) {
+      throw undError('UND_LINK_MESSAGE_INVALID', { reason: 'a welcome for another source' });
+    }
+  }
+
+  #handle(link: Link, message: ControlMessage, role: Role): void | Promise<void> {
+    switch (message.type) {
+      case 'inventoryRequest':
+        this.#answerInventory(link, message.requestId);
+        return;
+      case 'renewNow':
+        this.#renewSoon(link);
+        return;
+      case 'certificate':
+        return this.#takeCertificate(message);
+      case 'uninstall':
+        return this.#uninstall(link, message.reason);
+      case 'notice':
+        this.#log(message.level, `the appliance says: ${message.text}`);
+        return;
+      case 'refused':
+        throw fromMessage(message.error);
+      case 'pong':
+      case 'welcome':
+        return;
+    }
+    if (role.role === 'passive' || !this.#stream) {
+      if (message.type !== 'configureJob') return;
+      const reason = role.role === 'passive' ? role.reason : 'it is ending';
+      const error = undError('UND_AGENT_PASSIVE', { source: 'this machine', reason });
+      link.send({ type: 'jobFailed', jobId: message.jobId, error: toErrorMessage(error) });
+      return;
+    }
+    return this.#forStream(message);
+  }
+
+  async #forStream(message: ControlMessage): Promise<void> {
+    // Durable before it is acted on: after a crash right now the capture must find its job again.
+    if (message.type === 'configureJob') await this.#state.putJob(message);
+    await this.#stream?.control(message);
+    if (message.type === 'stopJob') await this.#state.dropJob();
+  }
+
+  #answerInventory(link: Link, requestId: string): void {
+    this.#options.inventory().then(
+      (inventory) => link.send({ type: 'inventory', requestId, inventory }),
+      (error) => {
+        const coded = undError(
+          'UND_INVENTORY_FAILED',
+          {
+            source: 'this machine',
+            reason: error instanceof Error ? error.message : String(error),
+          },
+          { cause: error },
+        );
+        link.send({ type: 'inventory', requestId, error: toErrorMessage(coded) });
+      },
+    );
+  }
+
+  #renewSoon(link: Link): void {
+    this.#renew(link).catch((error) =>
+      this.#log('warning', `the certificate was not renewed: ${inWords(error)}`),
+    );
+  }
+
+  async #renew(link: Link): Promise<void> {
+    if (this.#renewing) return;
+    this.#renewing = true;
+    try {
+      const machine = await this.#options.machine();
+      const { keyPem, csrPem } = await makeRequest(machine.hostname);
+      const requestId = randomUUID();
+      const { promise, resolve, reject } = Promise.withResolvers<void>();
+      const timer = setTimeout(
+        () => reject(undError('UND_LINK_TIMEOUT', { timeoutMs: RENEWAL_TIMEOUT_MS })),
+        RENEWAL_TIMEOUT_MS,
+      );
+      this.#renewal = { requestId, keyPem, done: (error) => (error ? reject(error) : resolve()) };
+      link.send({ type: 'renewCertificate', requestId, csr: csrPem });
+      try {
+        await promise;
+      } finally {
+        clearTimeout(timer);
+        this.#renewal = undefined;
+      }
+    } finally {
+      this.#renewing = false;
+    }
+  }
+
+  async #takeCertificate(message: ControlOf<'certificate'>): Promise<void> {
+    const renewal = this.#renewal;
+    if (!renewal || renewal.requestId !== message.requestId) return;
+    try {
+      if (message.error) throw fromMessage(message.error);
+      const identity = await this.#state.identity();
+      if (!identity || !message.certificate) throw undError('UND_AGENT_NOT_ENROLLED');
+      validityOf(message.certificate);
+      await this.#state.putIdentity({
+        ...identity,
+        caPem: message.ca ?? identity.caPem,
+        current: { certificatePem: message.certificate, keyPem: renewal.keyPem },
+        previous: identity.current,
+      });
+      // Used at the next connection; the present one stays.
+      this.#log('info', 'the certificate is renewed');
+      renewal.done();
+    } catch (error) {
+      renewal.done(error);
+    }
+  }
+
+  async #uninstall(link: Link, reason: string): Promise<void> {
+    this.#log('warning', `the appliance uninstalls this agent: ${reason}`);
+    const stream = this.#stream;
+    this.#stream = undefined;
+    let failure: unknown;
+    try {
+      await stream?.stop({ unpin: true });
+    } catch (error) {
+      // What is pinned goes with the pin folder below.
+      this.#log('warning', `the capture did not end by itself: ${inWords(error)}`);
+    }
+    try {
+      const left = await this.#options.removeTraces();
+      if (left.length > 0) {
+        failure = undError('UND_UNINSTALL_INCOMPLETE', {
+          source: 'this machine',
+          left: left.join(', '),
+        });
+      }
+    } catch (error) {
+      failure = error;
+    }
+    link.send(
+      failure
+        ? { type: 'uninstalled', error: toErrorMessage(asUndError(failure)) }
+        : { type: 'uninstalled' },
+    );
+    this.#uninstalled = true;
+    link.close();
+  }
+}

@@ -1,0 +1,57 @@
+/** The agent's systemd unit. */
+import { type AgentPaths, agentPaths } from '../config.ts';
+
+/** The exit status that means: trying again is of no use until someone installs the agent anew. */
+export const EXIT_NOT_ENROLLED = 78;
+
+/**
+ * The unit's text. The agent yields to the server's own work in everything: processor, disk, and who is killed first
+ * when memory runs out. It sees the host's real mounts and devices (a private mount namespace would show it another
+ * tree than the one it mirrors), so its hardening is by capabilities, system calls and address families.
+ */
+export function unitText(paths: AgentPaths = agentPaths()): string {
+  return `[Unit]
+Description=Understudy agent: replicates this server's disks to its recovery appliance
+After=network.target local-fs.target
+StartLimitIntervalSec=0
+
+[Service]
+Type=simple
+ExecStart=${paths.programDir}/understudy-agent run
+Restart=always
+RestartSec=2
+RestartPreventExitStatus=${EXIT_NOT_ENROLLED}
+# To all of the group: the watchdog that thaws file systems must get the chance to thaw.
+KillMode=control-group
+TimeoutStopSec=30
+WorkingDirectory=/
+UMask=0077
+Environment=LC_ALL=C MALLOC_ARENA_MAX=2 UNDERSTUDY_CAPTURE=${paths.programDir}/understudy-capture
+Environment="NODE_OPTIONS=--max-old-space-size=192 --max-semi-space-size=4"
+
+Nice=10
+CPUWeight=20
+IOWeight=20
+IOSchedulingClass=best-effort
+IOSchedulingPriority=7
+OOMScoreAdjust=300
+MemoryMax=1G
+TasksMax=128
+LimitMEMLOCK=infinity
+LimitNOFILE=65536
+LimitCORE=0
+
+CapabilityBoundingSet=CAP_BPF CAP_PERFMON CAP_SYS_ADMIN CAP_SYS_RESOURCE CAP_IPC_LOCK CAP_DAC_READ_SEARCH
+NoNewPrivileges=yes
+LockPersonality=yes
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
+SystemCallArchitectures=native
+KeyringMode=private
+
+[Install]
+WantedBy=multi-user.target
+`;
+}

@@ -1,0 +1,1142 @@
+/**
+ * The agent's side of one job's stream: captured writes and mirror reads become numbered frames, frames go to the
+ * appliance and stay in the window until they are acknowledged, and only then is the capture's ring given back.
+ *
+ * docs/stream.md says why each order of things is as it is.
+ */
+import { randomUUID } from 'node:crypto';
+import { mkdir, readFile, rename, unlink, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { type ControlMessage, type ControlOf, toErrorMessage } from '../protocol/control.ts';
+import { asUndError, type UndError, undError } from '../protocol/errors.ts';
+import { EXTENT_BYTES, type FrameExtent, packFrame, packMark } from '../protocol/frame.ts';
+import type { Mark } from '../protocol/marks.ts';
+import type {
+  BlockReader,
+  Capture,
+  CaptureBatch,
+  CaptureEvent,
+  CaptureStart,
+} from './capture/capture.ts';
+import { CHUNK_BYTES, type MirrorAsk, type MirrorHost, runMirror } from './mirror/mirror-run.ts';
+import { runReread } from './mirror/reread.ts';
+import { SwapAreas } from './mirror/swap-areas.ts';
+import { type Span, Touched } from './mirror/touched.ts';
+import { Window } from './queue/window.ts';
+import { decideResume, type Remembered } from './send/resume.ts';
+import { TokenBucket } from './send/token-bucket.ts';
+
+/** What the stream needs of a connection; protocol/link.ts is one. */
+export interface StreamLink {
+  readonly closed: boolean;
+  send(message: ControlMessage): void;
+  sendFrame(frame: Buffer): Promise<void>;
+  close(error?: UndError): void;
+}
+
+export interface SourceStreamOptions {
+  /** A capture that is not started. Called again after the helper died. */
+  createCapture(): Capture;
+  openReader(devicePath: string): Promise<BlockReader>;
+  /** Where the capture's programs and maps are pinned, in the BPF file system. */
+  pinDir: string;
+  /**
+   * On a tmpfs, never on a disk: each acknowledgement is noted here, and a note on a protected disk would be a write
+   * to capture and acknowledge in turn. It lives as long as the pinned capture does, until the reboot.
+   */
+  runDir: string;
+  /** Sorted free spans of a disk that a mirror need not read, by maps that may be trusted. */
+  unneeded?(devicePath: string, sizeBytes: number): Promise<Span[]>;
+  /** Sorted spans of a disk that are active swap, without the header pages. */
+  activeSwap?(devicePath: string, sizeBytes: number): Promise<Span[]>;
+  log?(level: 'info' | 'warning' | 'error', text: string): void;
+  consumerTimeoutMs?: number;
+  windowBytes?: number;
+}
+
+type Job = ControlOf<'configureJob'>;
+
+const WINDOW_BYTES = 32 * 1024 * 1024;
+/** A frame is closed at this size, or so long after its first record, whichever comes first; batches stay whole. */
+const FRAME_BYTES = 512 * 1024;
+const FRAME_MS = 20;
+/** A batch that would make a larger frame is cut; see docs/stream.md for what that means. */
+const FRAME_MAX_BYTES = 6 * 1024 * 1024;
+const STATUS_MS = 1_000;
+const RETRY_MIN_MS = 3_000;
+const RETRY_MAX_MS = 60_000;
+const MIRROR_RETRY_MS = 10_000;
+/** Mirror frames keep so little on the way that a captured write behind them waits no longer than this. */
+const MIRROR_AHEAD_MS = 400;
+const MIRROR_AHEAD_MIN_BYTES = 2 * 1024 * 1024;
+/** After order was lost: wait before trying again, doubled each time it is lost again soon. */
+const RESUME_MIN_MS = 500;
+const RESUME_MAX_MS = 60_000;
+
+/** The stream's own states. `tracking` and what follows are about order; the rest about the connection. */
+type Order =
+  | { name: 'held' }
+  | { name: 'lost'; reason: string; disks: Set<number> | 'all' | 'dirty'; markSeq: number };
+
+/** A connection that the stream is being sent on. */
+interface Attached {
+  link: StreamLink;
+  abort: AbortController;
+  /** The frame to be sent next. */
+  nextSeq: number;
+  /** The appliance takes frames. */
+  open: boolean;
+}
+
+class Stopped extends Error {}
+
+export class SourceStream {
+  readonly #options: SourceStreamOptions;
+  #job: Job | undefined;
+  #session: Session | undefined;
+  #link: StreamLink | undefined;
+  #retry: NodeJS.Timeout | undefined;
+  /** Configuration, start and stop come one after the other. */
+  #chain: Promise<unknown> = Promise.resolve();
+
+  constructor(options: SourceStreamOptions) {
+    this.#options = options;
+  }
+
+  /**
+   * Take up the job of an earlier process before any link is there: its capture goes on in the kernel, and by being
+   * adopted it keeps copying. Nothing is read from it until the appliance has said where its journal ends.
+   * @throws UND_CAPTURE_…
+   */
+  async adopt(job: Job): Promise<void> {
+    await this.#inOrder(async () => {
+      this.#job = job;
+      this.#session ??= await Session.start(this.#options, job, () => this.#onSessionDied());
+    });
+  }
+
+  /** A welcomed link. The caller hands every control message that it does not know to `control`. */
+  connected(link: StreamLink): void {
+    this.#link = link;
+  }
+
+  disconnected(): void {
+    this.#link = undefined;
+    this.#session?.unlink();
+  }
+
+  /** Messages of other rooms are passed over. */
+  async control(message: ControlMessage): Promise<void> {
+    switch (message.type) {
+      case 'configureJob':
+        // Not awaited: attaching a capture may take seconds, and pings must be heard meanwhile.
+        this.#take(message);
+        return;
+      case 'stopJob':
+        this.#inOrder(async () => {
+          if (this.#job?.jobId !== message.jobId) return;
+          await this.#end(true);
+          this.#job = undefined;
+        }).catch((error) => this.#failed(message.jobId, error));
+        return;
+      default:
+        this.#session?.control(message);
+    }
+  }
+
+  /** With `unpin` the capture is taken off the disks, else it goes on in the kernel. */
+  async stop(options: { unpin: boolean }): Promise<void> {
+    clearTimeout(this.#retry);
+    await this.#inOrder(() => this.#end(options.unpin));
+  }
+
+  /** Configure, and again after a while if it fails: the helper of before may still be ending, say. */
+  #take(job: Job, retryMs = RETRY_MIN_MS): void {
+    clearTimeout(this.#retry);
+    const link = this.#link;
+    this.#inOrder(() => this.#configure(job)).catch((error) => {
+      this.#failed(job.jobId, error);
+      if (this.#link !== link || link?.closed) return;
+      this.#retry = setTimeout(() => {
+        if (this.#link === link && !link?.closed)
+          this.#take(job, Math.min(retryMs * 2, RETRY_MAX_MS));
+      }, retryMs).unref();
+    });
+  }
+
+  #inOrder<T>(act: () => Promise<T>): Promise<T> {
+    const mine = this.#chain.then(act);
+    this.#chain = mine.catch(() => {});
+    return mine;
+  }
+
+  async #end(unpin: boolean): Promise<void> {
+    const session = this.#session;
+    this.#session = undefined;
+    await session?.stop(unpin);
+  }
+
+  async #configure(job: Job): Promise<void> {
+    const link = this.#link;
+    if (!link || link.closed) return;
+    if (this.#session && (this.#job?.jobId !== job.jobId || !sameDisks(this.#job, job))) {
+      await this.#end(this.#job?.jobId !== job.jobId);
+    }
+    this.#job = job;
+    this.#session ??= await Session.start(this.#options, job, () => this.#onSessionDied());
+    await this.#session.configure(job, link);
+  }
+
+  #failed(jobId: string, error: unknown): void {
+    const coded = asUndError(error);
+    this.#options.log?.('error', coded.message);
+    this.#link?.send({ type: 'jobFailed', jobId, error: toErrorMessage(coded) });
+  }
+
+  /** The helper or the reader of the ring is gone; the capture itself is pinned. Connect anew and adopt it. */
+  #onSessionDied(): void {
+    this.#inOrder(async () => {
+      await this.#end(false).catch(() => {});
+      this.#link?.close(
+        undError('UND_LINK_CLOSED', { reason: 'the capture helper was restarted' }),
+      );
+    }).catch(() => {});
+  }
+}
+
+/** Only a disk that was added or taken away asks for another capture; sizes are followed while it runs. */
+const sameDisks = (a: Job, b: Job): boolean =>
+  a.disks.length === b.disks.length &&
+  a.disks.every(({ index, devicePath }) =>
+    b.disks.some((other) => other.index === index && other.devicePath === devicePath),
+  );
+
+/** A started capture and everything that hangs on it. */
+class Session {
+  readonly #options: SourceStreamOptions;
+  readonly #capture: Capture;
+  readonly #start: CaptureStart;
+  readonly #died: () => void;
+  readonly #stopping = new AbortController();
+  readonly #statePath: string;
+  #job: Job;
+  #remembered: Remembered | null;
+  #window: Window | undefined;
+  #consumer: Promise<void> | undefined;
+  #releasedPos: number;
+  /** Up to here every record is in a frame, or in the open one. */
+  #consumedPos = 0;
+  #open: { extents: FrameExtent[]; bytes: number; sinceMs: number; bootNs: bigint } | undefined;
+  #openEndPos = 0;
+  #frameTimer: NodeJS.Timeout | undefined;
+  /** All writes issued before it are in frames that are numbered. */
+  #bootNs = 0n;
+  #wallOffsetNs = 0n;
+  #proof: { bootNs: bigint; pos: number } | undefined;
+  #order: Order = { name: 'held' };
+  #resumeDelayMs = RESUME_MIN_MS;
+  #lastLostMs = 0;
+  #trackers = new Map<number, Set<Touched>>();
+  #mirrors = new Map<
+    number,
+    { ask: MirrorAsk; abort: AbortController; cursorBytes: number; skippedBytes: number }
+  >();
+  #waitingAsks = new Map<number, MirrorAsk>();
+  #rereading = false;
+  #rereadAgain = false;
+  #hashRequests = new Map<
+    string,
+    { resolve(hashes: Buffer): void; reject(error: unknown): void }
+  >();
+  #bucket: TokenBucket;
+  #attached: Attached | undefined;
+  #ackedBytes = 0;
+  #ackRate = { atMs: 0, bytes: 0, perSec: 0 };
+  #readBytes = 0;
+  #writtenBytes = 0;
+  #statusTimer: NodeJS.Timeout | undefined;
+  #noting = false;
+  readonly #swap: SwapAreas;
+
+  private constructor(
+    options: SourceStreamOptions,
+    job: Job,
+    capture: Capture,
+    start: CaptureStart,
+    remembered: Remembered | null,
+    died: () => void,
+  ) {
+    this.#options = options;
+    this.#job = job;
+    this.#capture = capture;
+    this.#start = start;
+    this.#remembered = remembered;
+    this.#died = died;
+    this.#statePath = join(options.runDir, `stream-${job.jobId}.json`);
+    this.#swap = new SwapAreas(join(options.runDir, `swap-${job.jobId}.json`));
+    this.#releasedPos = Number(start.consumerPos);
+    this.#bucket = new TokenBucket(job.bandwidthLimitBytesPerSec, performance.now());
+  }
+
+  static async start(options: SourceStreamOptions, job: Job, died: () => void): Promise<Session> {
+    await mkdir(options.runDir, { recursive: true, mode: 0o700 });
+    const capture = options.createCapture();
+    const early: CaptureEvent[] = [];
+    const unlisten = capture.onEvent((event) => early.push(event));
+    const start = await capture.start(
+      job.disks.map(({ index, devicePath, sizeBytes }) => ({ index, devicePath, sizeBytes })),
+      {
+        ringBytes: job.ringBytes,
+        pinDir: options.pinDir,
+        consumerTimeoutMs: options.consumerTimeoutMs,
+      },
+    );
+    if (start.notAdoptedBecause) {
+      options.log?.('warning', `the capture was not adopted: ${start.notAdoptedBecause}`);
+    }
+    const status = await capture.status();
+    const remembered = await readRemembered(join(options.runDir, `stream-${job.jobId}.json`));
+    const session = new Session(options, job, capture, start, remembered, died);
+    session.#setWallClock(status.bootNs);
+    unlisten();
+    capture.onEvent((event) => session.#onEvent(event));
+    for (const event of early) session.#onEvent(event);
+    capture.onModeChange((mode) => {
+      if (mode.mode === 'tracking') session.#loseOrder(trackingReason(mode.reason), 'dirty');
+    });
+    return session;
+  }
+
+  get #signal(): AbortSignal {
+    return this.#stopping.signal;
+  }
+
+  #log(level: 'info' | 'warning' | 'error', text: string): void {
+    this.#options.log?.(level, text);
+  }
+
+  // ---- connection ----------------------------------------------------------------------------------------------
+
+  /** The appliance said where its journal stands: go on there, or ask for a new epoch. */
+  async configure(job: Job, link: StreamLink): Promise<void> {
+    this.unlink();
+    this.#job = job;
+    this.#bucket.setRate(job.bandwidthLimitBytesPerSec, performance.now());
+    const window = this.#window;
+    const decision = decideResume(
+      {
+        journalId: job.journalId,
+        epoch: job.streamEpoch,
+        durableSeq: job.durable.seq,
+        capturePos: job.durable.capturePos,
+        binding: job.binding,
+      },
+      window && this.#epoch
+        ? { ...this.#epoch, firstSeq: window.firstSeq, nextSeq: window.nextSeq }
+        : null,
+      this.#remembered,
+      {
+        captureId: this.#start.captureId,
+        bootId: this.#start.bootId,
+        releasedPos: this.#releasedPos,
+      },
+    );
+    if (decision.kind === 'new-epoch') {
+      this.#log('warning', `a new stream epoch is needed: ${decision.reason}`);
+      link.send({
+        type: 'needEpoch',
+        jobId: job.jobId,
+        streamEpoch: job.streamEpoch,
+        reason: decision.reason,
+      });
+      return;
+    }
+    if (!this.#consumer) await this.#followSwap();
+    if (decision.kind !== 'window') {
+      // Frames of this process that the appliance does not want would be read again out of order: only the ring
+      // knows the order, and a reader of it can't go back. A process that holds frames starts its capture anew.
+      if (this.#consumer) {
+        this.#died();
+        return;
+      }
+      this.#begin(job, decision.kind === 'capture' ? decision.fromPos : null);
+      // The agent before this one may have died between the loss and the naming of the disks that missed writes.
+      if (decision.kind === 'capture' && typeof job.orderLost === 'string') {
+        this.#loseOrder(job.orderLost, 'all');
+      }
+    } else {
+      this.#acked(decision.fromSeq - 1);
+    }
+    this.#attach(link, job.durable.seq + 1, job.intakeOpen);
+    link.send({
+      type: 'jobReady',
+      jobId: job.jobId,
+      streamEpoch: job.streamEpoch,
+      nextSeq: job.durable.seq + 1,
+    });
+    this.#resumeOrder();
+    this.#reread();
+  }
+
+  #epoch: { journalId: string; epoch: number } | undefined;
+
+  #begin(job: Job, fromPos: number | null): void {
+    this.#epoch = { journalId: job.journalId, epoch: job.streamEpoch };
+    this.#window = new Window(job.durable.seq + 1, this.#options.windowBytes ?? WINDOW_BYTES);
+    this.#consumedPos = fromPos ?? this.#releasedPos;
+    this.#openEndPos = this.#consumedPos;
+    if (fromPos === null) {
+      this.#mark({
+        type: 'epochStart',
+        captureId: this.#start.captureId,
+        bootId: this.#start.bootId,
+        reason: job.epochReason,
+      });
+    } else {
+      this.#release(fromPos);
+    }
+    const mode = this.#capture.mode();
+    if (mode.mode === 'tracking') this.#loseOrder(trackingReason(mode.reason), 'dirty');
+    this.#consumer = this.#consume().catch((error) => {
+      if (this.#signal.aborted) return;
+      this.#log('error', `the capture cannot be read: ${asUndError(error).message}`);
+      this.#died();
+    });
+    this.#statusTimer = setInterval(() => this.#tellStatus(), STATUS_MS);
+  }
+
+  #attach(link: StreamLink, nextSeq: number, open: boolean): void {
+    const attached = { link, abort: new AbortController(), nextSeq, open };
+    this.#attached = attached;
+    this.#send(attached).catch((error) => {
+      if (attached.abort.signal.aborted) return;
+      link.close(asUndError(error));
+    });
+  }
+
+  unlink(): void {
+    const attached = this.#attached;
+    if (!attached) return;
+    this.#attached = undefined;
+    const gone = undError('UND_LINK_CLOSED', { reason: 'the connection to the appliance ended' });
+    attached.abort.abort(gone);
+    this.#waitingAsks.clear();
+    for (const mirror of this.#mirrors.values()) mirror.abort.abort(gone);
+    for (const request of this.#hashRequests.values()) request.reject(gone);
+    this.#hashRequests.clear();
+  }
+
+  async #send(attached: Attached): Promise<void> {
+    const window = this.#window!;
+    const { signal } = attached.abort;
+    for (;;) {
+      await window.until(
+        () => attached.open && window.entry(attached.nextSeq) !== undefined,
+        signal,
+      );
+      const entry = window.entry(attached.nextSeq)!;
+      const frame = await entry.packed;
+      const waitMs = this.#bucket.take(frame.length, performance.now());
+      if (waitMs > 0) await pause(waitMs, signal);
+      // `flow` may have come meanwhile, and an acknowledgement of this very frame after a reconnect.
+      if (!attached.open || attached.nextSeq !== entry.seq) continue;
+      attached.nextSeq++;
+      await attached.link.sendFrame(frame);
+      signal.throwIfAborted();
+    }
+  }
+
+  control(message: ControlMessage): void {
+    switch (message.type) {
+      case 'ack':
+        if (message.jobId === this.#job.jobId && this.#attached) this.#acked(message.seq);
+        break;
+      case 'flow': {
+        const attached = this.#attached;
+        if (message.jobId !== this.#job.jobId || !attached) break;
+        attached.open = message.state === 'open';
+        if (attached.open) {
+          if (message.nextSeq < (this.#window?.firstSeq ?? 0)) {
+            // Acknowledged frames are gone: only a handshake can say how to go on.
+            attached.link.close(
+              undError('UND_LINK_MESSAGE_INVALID', {
+                reason: `frame ${message.nextSeq} is asked for again`,
+              }),
+            );
+            break;
+          }
+          attached.nextSeq = message.nextSeq;
+        }
+        if (message.reason)
+          this.#log('warning', `the appliance holds the stream: ${message.reason}`);
+        this.#window?.poke();
+        break;
+      }
+      case 'startMirror':
+        if (message.jobId === this.#job.jobId && this.#attached) this.#askMirror(message);
+        break;
+      case 'tuneJob':
+        if (message.jobId !== this.#job.jobId) break;
+        this.#job = {
+          ...this.#job,
+          compression: message.compression,
+          bandwidthLimitBytesPerSec: message.bandwidthLimitBytesPerSec,
+        };
+        this.#bucket.setRate(message.bandwidthLimitBytesPerSec, performance.now());
+        break;
+      case 'hashes': {
+        const request = this.#hashRequests.get(message.requestId);
+        this.#hashRequests.delete(message.requestId);
+        if (message.hashes !== undefined) request?.resolve(Buffer.from(message.hashes, 'base64'));
+        else
+          request?.reject(
+            undError('UND_INTERNAL', { reason: message.error?.message ?? 'no hashes' }),
+          );
+        break;
+      }
+      default:
+        break;
+    }
+  }
+
+  #acked(seq: number): void {
+    const before = this.#window!.bytes;
+    const capturePos = this.#window!.ack(seq);
+    if (capturePos === null) return;
+    this.#countAck(before - this.#window!.bytes);
+    this.#release(capturePos);
+    this.#remembered = { ...this.#epoch!, ackedSeq: seq };
+    this.#note();
+  }
+
+  #countAck(bytes: number): void {
+    this.#ackedBytes += bytes;
+    const now = performance.now();
+    const elapsed = now - this.#ackRate.atMs;
+    if (elapsed < 500) return;
+    const perSec = ((this.#ackedBytes - this.#ackRate.bytes) * 1000) / elapsed;
+    this.#ackRate = { atMs: now, bytes: this.#ackedBytes, perSec };
+  }
+
+  #release(pos: number): void {
+    if (pos <= this.#releasedPos) return;
+    this.#releasedPos = pos;
+    this.#capture.release(BigInt(pos));
+  }
+
+  /** Note the last acknowledgement on the tmpfs; one write at a time, the newest wins. */
+  #note(): void {
+    if (this.#noting) return;
+    this.#noting = true;
+    const write = async () => {
+      let noted: Remembered | null = null;
+      while (noted !== this.#remembered) {
+        noted = this.#remembered;
+        await writeFile(`${this.#statePath}.new`, JSON.stringify(noted));
+        await rename(`${this.#statePath}.new`, this.#statePath);
+      }
+    };
+    write()
+      .catch((error) =>
+        this.#log('warning', `the last acknowledgement cannot be noted: ${error.message}`),
+      )
+      .finally(() => {
+        this.#noting = false;
+      });
+  }
+
+  // ---- captured writes become frames ---------------------------------------------------------------------------
+
+  async #consume(): Promise<void> {
+    const window = this.#window!;
+    for await (const batch of this.#capture.batches()) {
+      await window.until(() => window.hasRoom, this.#signal);
+      if (batch.order === 'lost' && this.#order.name === 'held') {
+        // The batch says that writes are missing before the mode says why.
+        const { mode } = await this.#capture.status();
+        const reason = mode.mode === 'tracking' ? trackingReason(mode.reason) : UNKNOWN_LOSS;
+        this.#loseOrder(reason, 'dirty');
+      }
+      this.#takeBatch(batch);
+    }
+    if (!this.#signal.aborted) throw new Error('the capture ended');
+  }
+
+  #takeBatch(batch: CaptureBatch): void {
+    for (const record of batch.records) {
+      if (record.kind === 'mark') continue;
+      if (record.kind === 'opaque') {
+        this.#loseOrder(
+          `a pass-through command went to disk ${record.disk}`,
+          new Set([record.disk]),
+        );
+        continue;
+      }
+      if (this.#swap.covers(record.disk, record.offsetBytes, record.lengthBytes)) continue;
+      const disk = this.#job.disks.find(({ index }) => index === record.disk);
+      // Behind the size that the appliance knows: mirrored when the replica disk has grown.
+      const lengthBytes = Math.min(record.lengthBytes, (disk?.sizeBytes ?? 0) - record.offsetBytes);
+      if (lengthBytes <= 0) continue;
+      this.#open ??= { extents: [], bytes: 0, sinceMs: performance.now(), bootNs: 0n };
+      const { offsetBytes } = record;
+      if (record.kind === 'zero') {
+        this.#open.extents.push({ kind: 'zero', disk: record.disk, offsetBytes, lengthBytes });
+        this.#open.bytes += EXTENT_BYTES;
+      } else {
+        this.#writtenBytes += lengthBytes;
+        this.#push(record.disk, offsetBytes, lengthBytes, record.data!);
+      }
+      this.#open.bootNs = record.bootNs;
+      for (const touched of this.#trackers.get(record.disk) ?? []) {
+        touched.add(offsetBytes, lengthBytes);
+      }
+      if (this.#open.bytes >= FRAME_MAX_BYTES) this.#flush();
+    }
+    this.#consumedPos = Number(batch.endPos);
+    this.#openEndPos = this.#consumedPos;
+    if (this.#open) {
+      if (this.#open.bytes >= FRAME_BYTES) this.#flush();
+      else this.#frameTimer ??= setTimeout(() => this.#flush(), FRAME_MS);
+    }
+    if (this.#proof && this.#consumedPos >= this.#proof.pos) {
+      const { bootNs } = this.#proof;
+      this.#proof = undefined;
+      this.#tick(bootNs);
+    }
+    this.#window!.poke();
+  }
+
+  /** Neighbouring pieces of one large write come as several records: one extent for them. */
+  #push(disk: number, offsetBytes: number, lengthBytes: number, data: Buffer): void {
+    const open = this.#open!;
+    const last = open.extents.at(-1);
+    if (
+      last?.kind === 'write' &&
+      last.disk === disk &&
+      last.offsetBytes + last.lengthBytes === offsetBytes &&
+      last.data.buffer === data.buffer &&
+      last.data.byteOffset + last.lengthBytes === data.byteOffset
+    ) {
+      last.lengthBytes += lengthBytes;
+      last.data = Buffer.from(data.buffer, last.data.byteOffset, last.lengthBytes);
+      open.bytes += lengthBytes;
+      return;
+    }
+    open.extents.push({ kind: 'write', disk, offsetBytes, lengthBytes, data });
+    open.bytes += lengthBytes + EXTENT_BYTES;
+  }
+
+  /** Close the open frame and number it. */
+  #flush(): void {
+    clearTimeout(this.#frameTimer);
+    this.#frameTimer = undefined;
+    const open = this.#open;
+    if (!open) return;
+    this.#open = undefined;
+    this.#advance(open.bootNs);
+    const { compression } = this.#job;
+    const meta = this.#meta();
+    this.#window!.push(meta.capturePos, open.bytes, (seq) =>
+      packFrame({ ...meta, kind: 'stream', seq }, open.extents, compression),
+    );
+  }
+
+  #advance(bootNs: bigint): void {
+    if (bootNs > this.#bootNs) this.#bootNs = bootNs;
+  }
+
+  #meta() {
+    return {
+      epoch: this.#epoch!.epoch,
+      bootTimeNs: this.#bootNs,
+      wallMs: Number((this.#bootNs + this.#wallOffsetNs) / 1_000_000n),
+      // Only whole batches count: a position inside one can't be taken up again.
+      capturePos: this.#openEndPos,
+    };
+  }
+
+  #mark(mark: Mark, onAcked?: () => void): number {
+    this.#flush();
+    const meta = this.#meta();
+    return this.#window!.push(
+      meta.capturePos,
+      256,
+      async (seq) => packMark({ ...meta, seq }, mark),
+      onAcked,
+    );
+  }
+
+  /** Put a mark into the stream; resolves when it is durable at the appliance. */
+  async #ackedMark(mark: Mark, signal: AbortSignal): Promise<void> {
+    let acked = false;
+    this.#mark(mark, () => {
+      acked = true;
+    });
+    await this.#window!.until(() => acked, signal);
+  }
+
+  #tick(bootNs: bigint): void {
+    this.#flush();
+    this.#advance(bootNs);
+    if (this.#attached) this.#mark({ type: 'tick' });
+  }
+
+  // ---- order ---------------------------------------------------------------------------------------------------
+
+  #loseOrder(reason: string, disks: Set<number> | 'all' | 'dirty'): void {
+    if (!this.#window) return;
+    const order = this.#order;
+    if (order.name === 'lost') {
+      if (disks === 'all') order.disks = 'all';
+      else if (disks !== 'dirty' && order.disks !== 'all') {
+        const both = new Set(order.disks === 'dirty' ? [] : order.disks);
+        for (const disk of disks) both.add(disk);
+        order.disks = both;
+      }
+      return;
+    }
+    this.#log('warning', `order is lost: ${reason}`);
+    const now = performance.now();
+    this.#resumeDelayMs =
+      now - this.#lastLostMs < RESUME_MAX_MS
+        ? Math.min(this.#resumeDelayMs * 2, RESUME_MAX_MS)
+        : RESUME_MIN_MS;
+    this.#lastLostMs = now;
+    this.#waitingAsks.clear();
+    for (const mirror of this.#mirrors.values()) mirror.abort.abort(new Stopped(reason));
+    const lost: Order = { name: 'lost', reason, disks, markSeq: 0 };
+    this.#order = lost;
+    lost.markSeq = this.#mark({ type: 'orderLost', reason }, () => this.#resumeOrder());
+    this.#tellStatus();
+  }
+
+  #resuming = false;
+
+  /**
+   * Back to ordered capture: only when the loss is durable at the appliance (a crash in between must not leave it
+   * believing in an unbroken stream), and when what is in the ring has been sent. Then the disks that missed writes
+   * are named, and the appliance asks for their difference mirrors.
+   */
+  #resumeOrder(): void {
+    const order = this.#order;
+    const window = this.#window;
+    if (order.name !== 'lost' || !window || this.#resuming) return;
+    if (window.firstSeq <= order.markSeq || !this.#attached) return;
+    const { signal } = this.#attached.abort;
+    this.#resuming = true;
+    const resume = async () => {
+      await pause(this.#resumeDelayMs, signal);
+      // Few bytes under way: the link keeps up. The measured churn will be weighed here (the ordered drain).
+      await window.until(() => window.bytes < window.limitBytes / 4, signal);
+      if (this.#capture.mode().mode === 'tracking') {
+        const pos = Number(await this.#capture.resumeOrdered());
+        await window.until(() => this.#consumedPos >= pos, signal);
+        if (this.#capture.mode().mode === 'tracking') throw new Stopped('order was lost again');
+      }
+      const { dirtyBytes } = await this.#capture.status();
+      const named = this.#order.name === 'lost' ? this.#order.disks : 'dirty';
+      const disks = this.#job.disks
+        .map(({ index }) => index)
+        .filter(
+          (index) =>
+            named === 'all' ||
+            (dirtyBytes[index] ?? 0) > 0 ||
+            (named !== 'dirty' && named.has(index)),
+        );
+      this.#order = { name: 'held' };
+      this.#mark({ type: 'orderResumed', disks, reason: order.reason });
+      this.#tellStatus();
+    };
+    resume()
+      .catch((error) => {
+        if (signal.aborted || this.#signal.aborted) return;
+        this.#resumeDelayMs = Math.min(this.#resumeDelayMs * 2, RESUME_MAX_MS);
+        if (!(error instanceof Stopped)) {
+          this.#log('warning', `order cannot be resumed: ${asUndError(error).message}`);
+        }
+        setTimeout(() => this.#resumeOrder(), this.#resumeDelayMs).unref();
+      })
+      .finally(() => {
+        this.#resuming = false;
+        // Lost again while this was under way: its mark may be acknowledged already.
+        if (!signal.aborted) setImmediate(() => this.#resumeOrder());
+      });
+  }
+
+  #onEvent(event: CaptureEvent): void {
+    switch (event.kind) {
+      case 'disk-resized':
+        this.#resized.set(event.disk, event.newSizeBytes);
+        this.#tellResized();
+        break;
+      case 'disk-gone':
+        this.#log('error', `disk ${event.disk} is gone`);
+        this.#attached?.link.send({
+          type: 'notice',
+          level: 'error',
+          jobId: this.#job.jobId,
+          text: `disk ${event.disk} of the source server is gone`,
+        });
+        break;
+      case 'dirty-marked':
+        this.#reread();
+        break;
+      case 'opaque-command':
+        // In order it comes as a record of the ring; otherwise the disk joins those to be compared.
+        if (this.#order.name === 'lost') {
+          this.#loseOrder(
+            `a pass-through command went to disk ${event.disk}`,
+            new Set([event.disk]),
+          );
+        }
+        break;
+      case 'missed-events':
+        this.#loseOrder('the kernel did not show every write to the capture', 'all');
+        break;
+      case 'helper-died':
+        this.#log('error', event.error.message);
+        if (!this.#signal.aborted) this.#died();
+        break;
+    }
+  }
+
+  #resized = new Map<number, number>();
+
+  #tellResized(): void {
+    for (const [disk, sizeBytes] of this.#resized) {
+      const known = this.#job.disks.find(({ index }) => index === disk)?.sizeBytes ?? 0;
+      if (sizeBytes <= known) this.#resized.delete(disk);
+      else {
+        this.#attached?.link.send({ type: 'diskResized', jobId: this.#job.jobId, disk, sizeBytes });
+      }
+    }
+  }
+
+  /** What stopped to be swap is read again as a whole: its writes were left out, and it may be anything by now. */
+  async #followSwap(): Promise<void> {
+    const { activeSwap } = this.#options;
+    if (!activeSwap) return;
+    const now = new Map<number, Span[]>();
+    for (const { index, devicePath, sizeBytes } of this.#job.disks) {
+      now.set(index, await activeSwap(devicePath, sizeBytes));
+    }
+    const marked = await this.#swap.follow(now, (disk, spans) =>
+      this.#capture.markDirty(disk, spans),
+    );
+    if (marked) this.#reread();
+  }
+
+  // ---- mirror --------------------------------------------------------------------------------------------------
+
+  #askMirror(ask: MirrorAsk): void {
+    const running = this.#mirrors.get(ask.disk);
+    if (running && !running.abort.signal.aborted) {
+      if (running.ask.run === ask.run) return;
+      running.abort.abort(new Stopped('another run of the disk is asked for'));
+    }
+    this.#waitingAsks.set(ask.disk, { ...ask });
+    this.#nextMirror();
+  }
+
+  /** One disk at a time: the disks of a server share its link, and a whole disk early is worth more than two halves. */
+  #nextMirror(): void {
+    if (this.#mirrors.size > 0 || this.#order.name === 'lost' || !this.#attached) return;
+    const [ask] = [...this.#waitingAsks.values()].sort((a, b) => a.disk - b.disk);
+    if (!ask) return;
+    this.#waitingAsks.delete(ask.disk);
+    const abort = new AbortController();
+    this.#mirrors.set(ask.disk, {
+      ask,
+      abort,
+      cursorBytes: ask.cursorBytes,
+      skippedBytes: ask.skippedBytes,
+    });
+    this.#log(
+      'info',
+      `${ask.kind} mirror of disk ${ask.disk} from byte ${ask.cursorBytes}: ${ask.reason}`,
+    );
+    runMirror(this.#mirrorHost(abort.signal), ask, abort.signal)
+      .then(() => this.#log('info', `mirror of disk ${ask.disk} is done`))
+      .catch((error) => {
+        if (abort.signal.aborted || this.#signal.aborted) return;
+        const coded = asUndError(error);
+        this.#log('error', `mirror of disk ${ask.disk}: ${coded.message}`);
+        this.#attached?.link.send({
+          type: 'notice',
+          level: 'error',
+          jobId: this.#job.jobId,
+          text: coded.message,
+          error: toErrorMessage(coded),
+        });
+        const { cursorBytes, skippedBytes } = this.#mirrors.get(ask.disk) ?? ask;
+        const attached = this.#attached;
+        setTimeout(() => {
+          // A newer connection or a newer need has asked for what it wants itself.
+          if (this.#attached !== attached || this.#mirrors.has(ask.disk)) return;
+          if (!this.#waitingAsks.has(ask.disk)) {
+            this.#askMirror({ ...ask, cursorBytes, skippedBytes });
+          }
+        }, MIRROR_RETRY_MS).unref();
+      })
+      .finally(() => {
+        this.#mirrors.delete(ask.disk);
+        this.#nextMirror();
+        this.#reread();
+      });
+  }
+
+  #mirrorHost(signal: AbortSignal): MirrorHost {
+    const devicePath = (disk: number) =>
+      this.#job.disks.find(({ index }) => index === disk)?.devicePath ?? '';
+    return {
+      track: (disk) => this.#track(disk),
+      markStart: async ({ disk, run, kind, reason, startBytes, endBytes }) => {
+        await this.#ackedMark(
+          { type: 'mirrorStart', disk, run, kind, reason, startBytes, endBytes },
+          signal,
+        );
+      },
+      markEnd: ({ disk, run }) => this.#ackedMark({ type: 'mirrorEnd', disk, run }, signal),
+      barrier: async () => {
+        await this.#capture.barrier();
+      },
+      takeDirty: (disk, maxBytes) => this.#capture.takeDirty(disk, maxBytes),
+      clearDirty: (disk, extents) => this.#capture.clearDirty(disk, extents),
+      markDirty: (disk, extents) => this.#capture.markDirty(disk, extents),
+      openReader: (disk) => this.#options.openReader(devicePath(disk)),
+      unneeded: async (disk) => {
+        const size = this.#job.disks.find(({ index }) => index === disk)?.sizeBytes ?? 0;
+        const free = (await this.#options.unneeded?.(devicePath(disk), size)) ?? [];
+        const swap = this.#swap.spans(disk);
+        return [...free, ...swap].sort((a, b) => a.offsetBytes - b.offsetBytes);
+      },
+      replicaHashes: (ask, span) => this.#replicaHashes(ask, span),
+      room: () => this.#room(signal),
+      overtaken: () => this.#overtaken(signal),
+      emit: (ask, cursorBytes, skippedBytes, extents) =>
+        this.#emitMirror(ask.disk, ask.run, cursorBytes, skippedBytes, extents),
+      progress: (ask, cursorBytes, skippedBytes) => {
+        const mirror = this.#mirrors.get(ask.disk);
+        if (mirror) Object.assign(mirror, { cursorBytes, skippedBytes });
+      },
+      read: (bytes) => {
+        this.#readBytes += bytes;
+      },
+    };
+  }
+
+  #track(disk: number): { touched: Touched; stop(): void } {
+    const size = this.#job.disks.find(({ index }) => index === disk)?.sizeBytes ?? 0;
+    const touched = new Touched(size);
+    const set = this.#trackers.get(disk) ?? new Set();
+    this.#trackers.set(disk, set.add(touched));
+    return { touched, stop: () => set.delete(touched) };
+  }
+
+  async #room(signal: AbortSignal): Promise<void> {
+    const window = this.#window!;
+    await window.until(() => window.bytes < this.#mirrorAheadBytes(), signal);
+  }
+
+  async #overtaken(signal: AbortSignal): Promise<void> {
+    const pos = Number((await this.#capture.status()).producerPos);
+    await this.#window!.until(() => this.#consumedPos >= pos, signal);
+  }
+
+  #mirrorAheadBytes(): number {
+    const perSec = Math.min(
+      this.#ackRate.perSec,
+      this.#bucket.bytesPerSec ?? Number.POSITIVE_INFINITY,
+    );
+    const ahead = Math.max((perSec * MIRROR_AHEAD_MS) / 1000, MIRROR_AHEAD_MIN_BYTES);
+    return Math.min(ahead, this.#window!.limitBytes / 2);
+  }
+
+  #emitMirror(
+    disk: number,
+    run: number,
+    cursorBytes: number,
+    skippedBytes: number,
+    extents: FrameExtent[],
+    onAcked?: () => void,
+  ): void {
+    this.#flush();
+    let rawBytes = 256;
+    for (const extent of extents) {
+      rawBytes += EXTENT_BYTES + (extent.kind === 'write' ? extent.lengthBytes : 0);
+    }
+    const meta = { ...this.#meta(), disk, run, cursorBytes, skippedBytes };
+    const { compression } = this.#job;
+    this.#window!.push(
+      meta.capturePos,
+      rawBytes,
+      (seq) => packFrame({ ...meta, kind: 'mirror', seq }, extents, compression),
+      onAcked,
+    );
+  }
+
+  #replicaHashes(ask: MirrorAsk, span: Span): Promise<Buffer> {
+    const requestId = randomUUID();
+    const attached = this.#attached;
+    if (!attached)
+      return Promise.reject(undError('UND_LINK_CLOSED', { reason: 'before hashes came' }));
+    return new Promise((resolve, reject) => {
+      this.#hashRequests.set(requestId, { resolve, reject });
+      attached.link.send({
+        type: 'hashRequest',
+        requestId,
+        jobId: this.#job.jobId,
+        disk: ask.disk,
+        run: ask.run,
+        offsetBytes: span.offsetBytes,
+        lengthBytes: span.lengthBytes,
+        chunkBytes: CHUNK_BYTES,
+      });
+    });
+  }
+
+  /** Blocks whose content issue order can't tell (failed or overlapping writes) are read again. */
+  #reread(): void {
+    if (this.#rereading) {
+      this.#rereadAgain = true;
+      return;
+    }
+    const attached = this.#attached;
+    if (!attached || this.#order.name === 'lost') return;
+    this.#rereading = true;
+    this.#rereadAgain = false;
+    const { signal } = attached.abort;
+    const act = async () => {
+      const { dirtyBytes } = await this.#capture.status();
+      for (const { index, devicePath } of this.#job.disks) {
+        // A disk that is being mirrored is read anyway, and its run takes what is dirty.
+        if (!dirtyBytes[index] || this.#mirrors.has(index) || this.#waitingAsks.has(index))
+          continue;
+        await runReread(
+          {
+            ...this.#mirrorHost(signal),
+            openReader: () => this.#options.openReader(devicePath),
+            emitReread: (extents, onAcked) => this.#emitMirror(index, 0, 0, 0, extents, onAcked),
+            untilAcked: (isAcked) => this.#window!.until(isAcked, signal),
+          },
+          index,
+          signal,
+        );
+      }
+    };
+    act()
+      .catch((error) => {
+        if (signal.aborted || this.#signal.aborted) return;
+        this.#log('warning', `blocks could not be read again: ${asUndError(error).message}`);
+        setTimeout(() => this.#reread(), 5_000).unref();
+      })
+      .finally(() => {
+        this.#rereading = false;
+        if (this.#rereadAgain) this.#reread();
+      });
+  }
+
+  // ---- status --------------------------------------------------------------------------------------------------
+
+  #lastStatus = { atMs: performance.now(), readBytes: 0, writtenBytes: 0 };
+
+  /** Each second, and when order changes: what a person sees must not be a second behind. */
+  #tellStatus(): void {
+    this.#status().catch((error) => {
+      if (!this.#signal.aborted) this.#log('warning', `status: ${asUndError(error).message}`);
+    });
+  }
+
+  /** The wall clock is an annotation of the boot-time clock, taken anew each second because it steps. */
+  #setWallClock(bootNs: bigint): void {
+    this.#wallOffsetNs = BigInt(Date.now()) * 1_000_000n - bootNs;
+    if (this.#bootNs === 0n) this.#bootNs = bootNs;
+  }
+
+  async #status(): Promise<void> {
+    const status = await this.#capture.status();
+    const window = this.#window;
+    if (!window || this.#signal.aborted) return;
+    this.#setWallClock(status.bootNs);
+    if (status.mode.mode === 'tracking')
+      this.#loseOrder(trackingReason(status.mode.reason), 'dirty');
+    const pos = Number(status.producerPos);
+    if (this.#attached && this.#order.name === 'held' && status.mode.mode === 'ordered') {
+      if (this.#consumedPos >= pos) this.#tick(status.bootNs);
+      else this.#proof ??= { bootNs: status.bootNs, pos };
+    }
+    this.#tellResized();
+    await this.#followSwap();
+    const now = performance.now();
+    const seconds = (now - this.#lastStatus.atMs) / 1000;
+    const rate = (bytes: number) => Math.max(0, Math.round(bytes / seconds));
+    const attached = this.#attached;
+    attached?.link.send({
+      type: 'status',
+      jobId: this.#job.jobId,
+      mode: this.#order.name === 'lost' ? 'tracking' : 'ordered',
+      reason: this.#order.name === 'lost' ? this.#order.reason : null,
+      bootMs: Number(status.bootNs) / 1e6,
+      backlogBytes: Math.max(0, pos - this.#releasedPos),
+      ring: { sizeBytes: status.ringBytes, usedBytes: Math.max(0, status.backlogBytes) },
+      mirrors: [...this.#mirrors.values()].map(({ ask, cursorBytes, skippedBytes }) => ({
+        disk: ask.disk,
+        run: ask.run,
+        doneBytes: cursorBytes - ask.startBytes,
+        totalBytes: ask.endBytes - ask.startBytes,
+        skippedBytes,
+      })),
+      readBytesPerSec: rate(this.#readBytes - this.#lastStatus.readBytes),
+      writeBytesPerSec: rate(this.#writtenBytes - this.#lastStatus.writtenBytes),
+    });
+    this.#lastStatus = { atMs: now, readBytes: this.#readBytes, writtenBytes: this.#writtenBytes };
+  }
+
+  async stop(unpin: boolean): Promise<void> {
+    this.#stopping.abort(new Stopped('the stream is stopped'));
+    clearInterval(this.#statusTimer);
+    clearTimeout(this.#frameTimer);
+    this.unlink();
+    await this.#capture.stop({ unpin });
+    await this.#consumer;
+    if (unpin) {
+      await unlink(this.#statePath).catch(() => {});
+      await this.#swap.forget();
+    }
+  }
+}
+
+async function readRemembered(path: string): Promise<Remembered | null> {
+  try {
+    const value = JSON.parse(await readFile(path, 'utf8')) as Remembered;
+    return typeof value?.ackedSeq === 'number' ? value : null;
+  } catch {
+    return null;
+  }
+}
+
+const TRACKING: Record<string, string> = {
+  overflow: 'the ring buffer overflowed',
+  'copy-failed': 'the data of a write could not be copied',
+  'no-consumer': 'the agent did not read the capture for some time',
+  'inflight-table-full': 'too many writes were in flight',
+  'request-too-large': 'a write was larger than the capture takes',
+  'missed-event': 'the kernel did not show every write to the capture',
+  requested: 'ordered capture was switched off on purpose',
+};
+const UNKNOWN_LOSS = 'some writes were not captured';
+const trackingReason = (reason: string): string => TRACKING[reason] ?? reason;
+
+const pause = (ms: number, signal: AbortSignal): Promise<void> =>
+  new Promise((resolve, reject) => {
+    signal.throwIfAborted();
+    const onAbort = () => {
+      clearTimeout(timer);
+      reject(signal.reason);
+    };
+    const timer = setTimeout(() => {
+      signal.removeEventListener('abort', onAbort);
+      resolve();
+    }, ms);
+    signal.addEventListener('abort', onAbort, { once: true });
+  });

@@ -1,0 +1,1 @@
+export { VERSION as AGENT_VERSION } from '../protocol/version.ts';
