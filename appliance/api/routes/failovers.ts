@@ -1,0 +1,72 @@
+import Type, { type Static } from 'typebox';
+import type { Router } from '../app.ts';
+import { Failover, FailoverRequest } from '../schema.ts';
+import type { Services } from '../services.ts';
+
+const ById = Type.Object({ id: Type.String({ minLength: 1, maxLength: 64 }) });
+const Confirm = Type.Object({ confirm: Type.String({ maxLength: 256 }) });
+const idOf = (request: { params: unknown }) => (request.params as { id: string }).id;
+
+export function registerFailoverRoutes(route: Router, { failovers }: Services): void {
+  route({
+    method: 'POST',
+    url: '/api/jobs/:id/failover',
+    access: 'operator',
+    summary: 'Start the replica VM from the replica disks',
+    act: 'failover.start',
+    schema: { params: ById, body: FailoverRequest, response: { 202: Failover } },
+    handler: async (request, reply) => {
+      const { confirm } = request.body as Static<typeof FailoverRequest>;
+      return reply.status(202).send(await failovers.start(idOf(request), confirm));
+    },
+  });
+
+  route({
+    method: 'GET',
+    url: '/api/failovers',
+    access: 'viewer',
+    summary: 'All failovers',
+    act: null,
+    schema: { response: { 200: Type.Array(Failover) } },
+    handler: () => failovers.list(),
+  });
+
+  route({
+    method: 'GET',
+    url: '/api/failovers/:id',
+    access: 'viewer',
+    summary: 'One failover with its steps',
+    act: null,
+    schema: { params: ById, response: { 200: Failover } },
+    handler: (request) => failovers.get(idOf(request)),
+  });
+
+  for (const [verb, summary] of [
+    ['undo', 'Stop and remove the replica VM and go on replicating'],
+    ['commit', 'Make the failover final'],
+  ] as const) {
+    route({
+      method: 'POST',
+      url: `/api/failovers/:id/${verb}`,
+      access: 'operator',
+      summary,
+      act: `failover.${verb}`,
+      schema: { params: ById, body: Confirm, response: { 202: Failover } },
+      handler: async (request, reply) => {
+        const { confirm } = request.body as Static<typeof Confirm>;
+        return reply.status(202).send(await failovers[verb](idOf(request), confirm));
+      },
+    });
+  }
+
+  route({
+    method: 'GET',
+    url: '/api/failovers/:id/screenshot',
+    access: 'viewer',
+    summary: "The replica VM's console when it had proven that it booted",
+    act: null,
+    schema: { params: ById, response: { 200: { type: 'string', format: 'binary' } } },
+    handler: async (request, reply) =>
+      reply.type('image/png').send(await failovers.screenshot(idOf(request))),
+  });
+}

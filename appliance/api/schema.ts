@@ -1,0 +1,528 @@
+/**
+ * What the appliance's HTTP API says and hears: the one contract between the API, the page and scripts.
+ * Fastify validates with these schemas and OpenAPI is generated from them; the page imports the types.
+ * Units are in the names. Every time is an ISO 8601 string in UTC.
+ */
+import Type, { type Static } from 'typebox';
+
+const Nullable = <T extends Type.TSchema>(schema: T) => Type.Union([schema, Type.Null()]);
+const Id = Type.String({ minLength: 1, maxLength: 64 });
+const Iso = Type.String();
+
+export const ApiError = Type.Object({
+  code: Type.String({ description: 'UND_… code, stable' }),
+  message: Type.String({ description: 'what happened, to what' }),
+  hint: Type.String({ description: 'what to do about it' }),
+  field: Type.Optional(Type.String({ description: 'path of the refused field' })),
+});
+export type ApiError = Static<typeof ApiError>;
+
+// ---- session and users -------------------------------------------------------------------------------------------
+export const Role = Type.Union([
+  Type.Literal('admin'),
+  Type.Literal('operator'),
+  Type.Literal('viewer'),
+]);
+export type Role = Static<typeof Role>;
+export const User = Type.Object({
+  username: Type.String(),
+  role: Role,
+  mustChangePassword: Type.Boolean(),
+  createdAt: Iso,
+});
+export type User = Static<typeof User>;
+export const LoginRequest = Type.Object({
+  username: Type.String({ minLength: 1, maxLength: 64 }),
+  password: Type.String({ minLength: 1, maxLength: 256 }),
+});
+export const PasswordChange = Type.Object({
+  current: Type.String({ maxLength: 256 }),
+  next: Type.String({ minLength: 10, maxLength: 256 }),
+});
+export const NewUser = Type.Object({
+  username: Type.String({ pattern: '^[a-z][a-z0-9._-]{0,31}$' }),
+  password: Type.String({ minLength: 10, maxLength: 256 }),
+  role: Role,
+});
+
+// ---- the appliance itself ----------------------------------------------------------------------------------------
+export const SystemInfo = Type.Object({
+  version: Type.String(),
+  applianceId: Id,
+  caFingerprintSha256: Type.String(),
+  startedAt: Iso,
+  journal: Type.Object({
+    path: Type.String(),
+    totalBytes: Type.Number(),
+    freeBytes: Type.Number(),
+  }),
+  agentPort: Type.Integer(),
+});
+export type SystemInfo = Static<typeof SystemInfo>;
+
+// ---- target host -------------------------------------------------------------------------------------------------
+export const Pool = Type.Object({
+  name: Type.String(),
+  type: Type.String(),
+  totalBytes: Type.Number(),
+  freeBytes: Type.Number(),
+  usable: Type.Boolean(),
+  reason: Type.Optional(Type.String({ description: 'why the pool cannot hold replica disks' })),
+});
+export type Pool = Static<typeof Pool>;
+export const Network = Type.Object({
+  name: Type.String(),
+  bridge: Nullable(Type.String()),
+  mode: Type.String({ description: 'nat, route, bridge, open or isolated' }),
+  active: Type.Boolean(),
+});
+export type Network = Static<typeof Network>;
+export const HostView = Type.Object({
+  name: Type.String(),
+  hypervisor: Type.String({ description: 'e.g. QEMU 7.2.0, libvirt 9.0.0' }),
+  cpuModel: Type.String(),
+  cpuCount: Type.Integer(),
+  cpuUsePercent: Nullable(Type.Number()),
+  memoryTotalBytes: Type.Number(),
+  memoryFreeBytes: Type.Number(),
+  networkRxBytesPerSec: Nullable(Type.Number()),
+  networkTxBytesPerSec: Nullable(Type.Number()),
+  acceleration: Type.Union([Type.Literal('kvm'), Type.Literal('tcg')]),
+  pools: Type.Array(Pool),
+  networks: Type.Array(Network),
+  vms: Type.Array(
+    Type.Object({
+      name: Type.String(),
+      state: Type.String(),
+      isAppliance: Type.Boolean(),
+      isReplica: Type.Boolean(),
+    }),
+  ),
+});
+export type HostView = Static<typeof HostView>;
+
+// ---- source servers ----------------------------------------------------------------------------------------------
+export const SshTarget = Type.Object({
+  address: Type.String({ minLength: 1, maxLength: 253, pattern: '^[A-Za-z0-9.:_-]+$' }),
+  port: Type.Integer({ minimum: 1, maximum: 65535, default: 22 }),
+  username: Type.String({ minLength: 1, maxLength: 64, pattern: '^[A-Za-z_][A-Za-z0-9._-]*$' }),
+  password: Type.Optional(
+    Type.String({ maxLength: 512, description: 'also used for sudo; forgotten after the call' }),
+  ),
+  privateKey: Type.Optional(Type.String({ maxLength: 32768 })),
+  passphrase: Type.Optional(Type.String({ maxLength: 512 })),
+  acceptHostKey: Type.Optional(
+    Type.String({
+      maxLength: 128,
+      description:
+        'SHA256:… fingerprint that the person confirmed; needed at first contact or after a change',
+    }),
+  ),
+});
+export type SshTarget = Static<typeof SshTarget>;
+
+export const PreflightCheck = Type.Object({
+  id: Type.String({
+    description:
+      'ssh, sudo, os, kernel, btf, bpf, space, disks, agent-port, memory, clock, clone …',
+  }),
+  title: Type.String(),
+  result: Type.Union([Type.Literal('ok'), Type.Literal('warning'), Type.Literal('failed')]),
+  detail: Type.String(),
+  code: Type.Optional(Type.String()),
+  hint: Type.Optional(Type.String()),
+});
+export type PreflightCheck = Static<typeof PreflightCheck>;
+export const PreflightReport = Type.Object({
+  ok: Type.Boolean(),
+  hostKeyFingerprint: Nullable(Type.String()),
+  hostKeyKnown: Type.Boolean(),
+  checks: Type.Array(PreflightCheck),
+});
+export type PreflightReport = Static<typeof PreflightReport>;
+
+export const FileSystem = Type.Object({
+  type: Type.String(),
+  mountpoint: Nullable(Type.String()),
+  sizeBytes: Nullable(Type.Number()),
+  usedBytes: Nullable(Type.Number()),
+  label: Nullable(Type.String()),
+  uuid: Nullable(Type.String()),
+});
+export const Volume = Type.Object({
+  name: Type.String({ description: 'e.g. vda1, vg0-root' }),
+  kind: Type.Union([
+    Type.Literal('partition'),
+    Type.Literal('lv'),
+    Type.Literal('md'),
+    Type.Literal('crypt'),
+    Type.Literal('whole'),
+    Type.Literal('other'),
+  ]),
+  sizeBytes: Type.Number(),
+  fileSystem: Nullable(FileSystem),
+});
+export const SourceDisk = Type.Object({
+  diskId: Id,
+  name: Type.String({ description: 'kernel name, e.g. vda' }),
+  devicePath: Type.String(),
+  sizeBytes: Type.Number(),
+  usedBytes: Nullable(Type.Number({ description: 'in mounted file systems' })),
+  model: Nullable(Type.String()),
+  serial: Nullable(Type.String()),
+  bus: Nullable(Type.String()),
+  partitionTable: Nullable(Type.String()),
+  volumes: Type.Array(Volume),
+  isBoot: Type.Boolean(),
+  protectable: Type.Boolean(),
+  reason: Type.Optional(Type.String({ description: 'why it cannot be protected' })),
+});
+export type SourceDisk = Static<typeof SourceDisk>;
+export const Inventory = Type.Object({
+  takenAt: Iso,
+  hostname: Type.String(),
+  os: Type.String({ description: 'e.g. Debian GNU/Linux 12 (bookworm)' }),
+  kernel: Type.String(),
+  firmware: Type.Union([Type.Literal('bios'), Type.Literal('uefi')]),
+  virtualisation: Nullable(Type.String()),
+  cpuModel: Type.String(),
+  cpuCount: Type.Integer(),
+  memoryBytes: Type.Number(),
+  disks: Type.Array(SourceDisk),
+  nics: Type.Array(
+    Type.Object({
+      name: Type.String(),
+      mac: Type.String(),
+      addresses: Type.Array(Type.String({ description: 'CIDR' })),
+      gateway: Nullable(Type.String()),
+      dhcp: Nullable(Type.Boolean()),
+    }),
+  ),
+  machine: Type.Object({
+    smbiosUuid: Nullable(Type.String()),
+    bootId: Type.String(),
+    diskSerials: Type.Array(Type.String()),
+  }),
+});
+export type Inventory = Static<typeof Inventory>;
+
+export const SourceState = Type.Union([
+  Type.Object({ name: Type.Literal('installing'), step: Type.String() }),
+  Type.Object({ name: Type.Literal('install-failed'), error: ApiError }),
+  Type.Object({ name: Type.Literal('waiting-for-agent'), since: Iso }),
+  Type.Object({ name: Type.Literal('online'), since: Iso }),
+  Type.Object({ name: Type.Literal('offline'), since: Iso, reason: Type.String() }),
+  Type.Object({ name: Type.Literal('passive'), reason: Type.String() }),
+  Type.Object({ name: Type.Literal('refused'), error: ApiError }),
+  Type.Object({ name: Type.Literal('uninstalling'), step: Type.String() }),
+]);
+export type SourceState = Static<typeof SourceState>;
+export const Source = Type.Object({
+  sourceId: Id,
+  name: Type.String(),
+  address: Type.String(),
+  state: SourceState,
+  agentVersion: Nullable(Type.String()),
+  certificate: Nullable(
+    Type.Object({ serial: Type.String(), notAfter: Iso, revoked: Type.Boolean() }),
+  ),
+  /** An agent with the identity of this source was turned away lately, such as a clone. */
+  alert: Type.Optional(ApiError),
+  inventory: Nullable(Inventory),
+  jobId: Nullable(Id),
+  addedAt: Iso,
+});
+export type Source = Static<typeof Source>;
+export const UninstallRequest = Type.Object({
+  ssh: Type.Optional(SshTarget),
+  force: Type.Optional(
+    Type.Boolean({ description: 'forget the source although it cannot be reached' }),
+  ),
+});
+export type UninstallRequest = Static<typeof UninstallRequest>;
+
+// ---- protection jobs ---------------------------------------------------------------------------------------------
+export const Compression = Type.Union([
+  Type.Literal('none'),
+  Type.Literal('fast'),
+  Type.Literal('balanced'),
+  Type.Literal('best'),
+]);
+export type Compression = Static<typeof Compression>;
+export const ProtectRequest = Type.Object({
+  sourceId: Id,
+  diskIds: Type.Array(Id, { minItems: 1 }),
+  pool: Type.String({ minLength: 1 }),
+  network: Type.String({ minLength: 1 }),
+  replicaName: Type.String({ pattern: '^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$' }),
+  vcpus: Type.Integer({ minimum: 1, maximum: 512 }),
+  memoryBytes: Type.Integer({ minimum: 128 * 1024 * 1024 }),
+  compression: Compression,
+  bandwidthLimitBytesPerSec: Nullable(Type.Integer({ minimum: 65536 })),
+});
+export type ProtectRequest = Static<typeof ProtectRequest>;
+export const ProtectPlan = Type.Object({
+  ok: Type.Boolean(),
+  actions: Type.Array(Type.String({ description: 'what will be done, in order, in words' })),
+  warnings: Type.Array(Type.String()),
+  problems: Type.Array(ApiError),
+});
+export type ProtectPlan = Static<typeof ProtectPlan>;
+
+export const JobState = Type.Union([
+  Type.Object({ name: Type.Literal('creating'), step: Type.String() }),
+  Type.Object({ name: Type.Literal('waiting-for-agent'), reason: Type.String() }),
+  Type.Object({ name: Type.Literal('mirroring'), reason: Type.String() }),
+  Type.Object({ name: Type.Literal('catching-up'), reason: Type.String() }),
+  Type.Object({ name: Type.Literal('protected') }),
+  Type.Object({ name: Type.Literal('paused'), reason: Type.String() }),
+  Type.Object({ name: Type.Literal('failing-over'), failoverId: Id }),
+  Type.Object({ name: Type.Literal('failed-over'), failoverId: Id }),
+  Type.Object({ name: Type.Literal('error'), error: ApiError }),
+  Type.Object({ name: Type.Literal('deleting'), step: Type.String() }),
+]);
+export type JobState = Static<typeof JobState>;
+export const StreamMode = Type.Object({
+  mode: Type.Union([
+    Type.Literal('ordered'),
+    Type.Literal('tracking'),
+    Type.Literal('draining'),
+    Type.Literal('none'),
+  ]),
+  reason: Nullable(Type.String()),
+  since: Nullable(Iso),
+});
+export const JobDisk = Type.Object({
+  diskId: Id,
+  name: Type.String(),
+  sizeBytes: Type.Number(),
+  replicaPath: Nullable(Type.String()),
+  serial: Type.String(),
+  attached: Type.Boolean(),
+  mirror: Nullable(
+    Type.Object({
+      kind: Type.Union([Type.Literal('full'), Type.Literal('difference')]),
+      reason: Type.String(),
+      totalBytes: Type.Number(),
+      doneBytes: Type.Number({ description: 'read and either sent or skipped' }),
+      skippedBytes: Type.Number({ description: 'of them: unallocated, zero, swap or equal' }),
+    }),
+  ),
+});
+export type JobDisk = Static<typeof JobDisk>;
+export const JobFigures = Type.Object({
+  rateBytesPerSec: Type.Number({ description: 'frames received, as they crossed the network' }),
+  etaSeconds: Nullable(Type.Number()),
+  lagBytes: Type.Number({ description: 'captured on the source and not yet durable here' }),
+  lagMs: Nullable(
+    Type.Number({
+      description:
+        'age of the newest source moment that is durable here: what an unplanned failover now would lose',
+    }),
+  ),
+  durableSeq: Type.Number(),
+  appliedSeq: Type.Number(),
+  applyBacklogBytes: Type.Number(),
+  journalBytes: Type.Number(),
+  newestPointAt: Nullable(Iso),
+});
+export type JobFigures = Static<typeof JobFigures>;
+export const Job = Type.Object({
+  jobId: Id,
+  name: Type.String(),
+  sourceId: Id,
+  sourceName: Type.String(),
+  state: JobState,
+  stream: StreamMode,
+  disks: Type.Array(JobDisk),
+  figures: JobFigures,
+  settings: ProtectRequest,
+  failoverId: Nullable(Id),
+  provenBootableAt: Nullable(Iso),
+  createdAt: Iso,
+});
+export type Job = Static<typeof Job>;
+export const JobSettingsPatch = Type.Object({
+  compression: Type.Optional(Compression),
+  bandwidthLimitBytesPerSec: Type.Optional(Nullable(Type.Integer({ minimum: 65536 }))),
+});
+export type JobSettingsPatch = Static<typeof JobSettingsPatch>;
+
+// ---- failover ----------------------------------------------------------------------------------------------------
+export const FailoverRequest = Type.Object({
+  kind: Type.Literal('unplanned'),
+  confirm: Type.String({ description: "the replica's name, typed by the person" }),
+});
+export const FailoverStepName = Type.Union([
+  Type.Literal('stop-intake'),
+  Type.Literal('apply'),
+  Type.Literal('checkpoint'),
+  Type.Literal('detach'),
+  Type.Literal('overlay'),
+  Type.Literal('prepare-guest'),
+  Type.Literal('define'),
+  Type.Literal('power-on'),
+  Type.Literal('prove-boot'),
+]);
+export type FailoverStepName = Static<typeof FailoverStepName>;
+export const FailoverStep = Type.Object({
+  name: FailoverStepName,
+  title: Type.String(),
+  state: Type.Union([
+    Type.Literal('waiting'),
+    Type.Literal('running'),
+    Type.Literal('done'),
+    Type.Literal('failed'),
+    Type.Literal('compensating'),
+    Type.Literal('compensated'),
+  ]),
+  detail: Nullable(Type.String()),
+  startedAt: Nullable(Iso),
+  endedAt: Nullable(Iso),
+});
+export type FailoverStep = Static<typeof FailoverStep>;
+export const FailoverState = Type.Union([
+  Type.Object({ name: Type.Literal('running') }),
+  Type.Object({ name: Type.Literal('completed'), proof: Type.String() }),
+  Type.Object({ name: Type.Literal('compensating'), error: ApiError }),
+  Type.Object({ name: Type.Literal('failed'), error: ApiError }),
+  Type.Object({ name: Type.Literal('undoing') }),
+  Type.Object({ name: Type.Literal('undone') }),
+  Type.Object({ name: Type.Literal('committing') }),
+  Type.Object({ name: Type.Literal('committed') }),
+]);
+export type FailoverState = Static<typeof FailoverState>;
+export const Failover = Type.Object({
+  failoverId: Id,
+  jobId: Id,
+  kind: Type.Literal('unplanned'),
+  replicaName: Type.String(),
+  startedAt: Iso,
+  endedAt: Nullable(Iso),
+  state: FailoverState,
+  steps: Type.Array(FailoverStep),
+  point: Type.Object({
+    seq: Nullable(Type.Number()),
+    sourceTime: Nullable(Iso),
+    lossMs: Nullable(
+      Type.Number({ description: 'lag at the moment the failover was asked for: what is lost' }),
+    ),
+  }),
+  guestChanges: Type.Array(
+    Type.String({ description: 'what guest preparation changed, in words' }),
+  ),
+  addresses: Type.Array(Type.String()),
+  hasScreenshot: Type.Boolean(),
+});
+export type Failover = Static<typeof Failover>;
+
+// ---- certificates, audit, events ---------------------------------------------------------------------------------
+export const Certificate = Type.Object({
+  serial: Type.String(),
+  sourceId: Id,
+  sourceName: Type.String(),
+  notBefore: Iso,
+  notAfter: Iso,
+  state: Type.Union([
+    Type.Literal('valid'),
+    Type.Literal('expired'),
+    Type.Literal('revoked'),
+    Type.Literal('superseded'),
+  ]),
+});
+export type Certificate = Static<typeof Certificate>;
+export const AuditEntry = Type.Object({
+  at: Iso,
+  who: Type.String(),
+  act: Type.String(),
+  object: Type.String(),
+  outcome: Type.Union([Type.Literal('ok'), Type.Literal('refused'), Type.Literal('failed')]),
+  detail: Type.String(),
+});
+export type AuditEntry = Static<typeof AuditEntry>;
+export const BackupRequest = Type.Object({
+  passphrase: Type.String({ minLength: 10, maxLength: 256 }),
+});
+export const RestoreRequest = Type.Object({
+  passphrase: Type.String({ minLength: 1, maxLength: 256 }),
+  backupBase64: Type.String({ maxLength: 64 * 1024 * 1024 }),
+});
+
+/** One server-sent event (`data:` is this as JSON; `event:` repeats `type`). */
+export const ServerEvent = Type.Union([
+  Type.Object({ type: Type.Literal('source'), source: Source }),
+  Type.Object({ type: Type.Literal('source-removed'), sourceId: Id }),
+  Type.Object({ type: Type.Literal('job'), job: Job }),
+  Type.Object({ type: Type.Literal('job-removed'), jobId: Id }),
+  Type.Object({ type: Type.Literal('failover'), failover: Failover }),
+  Type.Object({
+    type: Type.Literal('notice'),
+    level: Type.Union([Type.Literal('info'), Type.Literal('warning'), Type.Literal('danger')]),
+    error: ApiError,
+  }),
+]);
+export type ServerEvent = Static<typeof ServerEvent>;
+
+/*
+ * Routes (all JSON unless said; a session cookie `und_session`, HttpOnly, SameSite=Strict; state-changing calls also
+ * need the header `x-understudy: 1`, which no cross-site form can send):
+ *
+ * POST   /api/login                    LoginRequest -> User            (no session needed; rate-limited)
+ * POST   /api/logout                   -> 204
+ * GET    /api/session                  -> User | 401
+ * POST   /api/session/password         PasswordChange -> User
+ * GET    /api/users                    -> User[]            (admin)
+ * POST   /api/users                    NewUser -> User      (admin)
+ * DELETE /api/users/:username          -> 204               (admin)
+ * GET    /api/system                   -> SystemInfo
+ * GET    /api/ca.pem                   -> text              (no session needed)
+ * GET    /api/host                     -> HostView
+ * GET    /api/sources                  -> Source[]
+ * POST   /api/sources/preflight        SshTarget -> PreflightReport
+ * POST   /api/sources                  SshTarget -> Source  (202: goes on in the background; preflight runs again first)
+ * GET    /api/sources/:id              -> Source
+ * POST   /api/sources/:id/inventory    -> Source            (asks the agent for a fresh inventory)
+ * POST   /api/sources/:id/uninstall    UninstallRequest -> Source (202)
+ * POST   /api/sources/:id/certificate  {action: 'renew'|'revoke'} -> Source
+ * GET    /api/certificates             -> Certificate[]
+ * POST   /api/jobs/plan                ProtectRequest -> ProtectPlan
+ * POST   /api/jobs                     ProtectRequest -> Job (202)
+ * GET    /api/jobs                     -> Job[]
+ * GET    /api/jobs/:id                 -> Job
+ * PATCH  /api/jobs/:id                 JobSettingsPatch -> Job
+ * POST   /api/jobs/:id/pause           -> Job
+ * POST   /api/jobs/:id/resume          -> Job
+ * POST   /api/jobs/:id/mirror          {diskId?: string} -> Job   (difference mirror on command)
+ * DELETE /api/jobs/:id?disks=keep|delete -> 202 Job
+ * POST   /api/jobs/:id/failover        FailoverRequest -> Failover (202)
+ * GET    /api/failovers                -> Failover[]
+ * GET    /api/failovers/:id            -> Failover
+ * POST   /api/failovers/:id/undo       {confirm: string} -> Failover (202)
+ * POST   /api/failovers/:id/commit     {confirm: string} -> Failover (202)
+ * GET    /api/failovers/:id/screenshot -> image/png
+ * GET    /api/audit?limit=N            -> AuditEntry[]      (newest first)
+ * POST   /api/config/backup            BackupRequest -> application/octet-stream (admin)
+ * POST   /api/config/restore           RestoreRequest -> 202 (admin; the service restarts itself)
+ * GET    /api/events                   -> text/event-stream of ServerEvent; starts with the current state of everything
+ * GET    /api/openapi.json             -> OpenAPI 3.1
+ * POST   /agent/enrol                  EnrolRequest -> EnrolResponse  (authenticated by the one-time token)
+ */
+export const EnrolRequest = Type.Object({
+  token: Type.String({ minLength: 20, maxLength: 128 }),
+  csrPem: Type.String({ maxLength: 8192 }),
+  agentVersion: Type.String({ maxLength: 64 }),
+  machine: Type.Object({
+    hostname: Type.String({ maxLength: 253 }),
+    smbiosUuid: Nullable(Type.String({ maxLength: 64 })),
+    bootId: Type.String({ maxLength: 64 }),
+    diskSerials: Type.Array(Type.String({ maxLength: 128 }), { maxItems: 4096 }),
+  }),
+});
+export type EnrolRequest = Static<typeof EnrolRequest>;
+export const EnrolResponse = Type.Object({
+  sourceId: Id,
+  certificatePem: Type.String(),
+  caPem: Type.String(),
+  agentPort: Type.Integer(),
+});
+export type EnrolResponse = Static<typeof EnrolResponse>;

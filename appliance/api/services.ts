@@ -1,0 +1,40 @@
+/** What the routes call. Each is made in `main.ts`; tests make them on fakes of the outside world. */
+import type { AuditLog } from '../auth/audit-log.ts';
+import type { AuthService } from '../auth/auth-service.ts';
+import type { BackupService } from '../backup/backup-service.ts';
+import type { EventHub } from '../control/event-hub.ts';
+import type { HostService } from '../control/host-service.ts';
+import type { SourceService } from '../control/source-service.ts';
+import type { IdentityService } from '../identity/identity-service.ts';
+import type { JobService } from '../jobs/job-service.ts';
+import type { Failover, SystemInfo } from './schema.ts';
+
+/** What the routes need of the failover engine. */
+export interface FailoverControl {
+  list(): Failover[];
+  /** @throws UND_NOT_FOUND */
+  get(failoverId: string): Failover;
+  /** @throws UND_FAILOVER_CONFIRM, UND_FAILOVER_RUNNING, UND_JOB_STATE, UND_JOB_NO_POINT */
+  start(jobId: string, confirm: string): Promise<Failover>;
+  undo(failoverId: string, confirm: string): Promise<Failover>;
+  commit(failoverId: string, confirm: string): Promise<Failover>;
+  /** A PNG. @throws UND_NOT_FOUND */
+  screenshot(failoverId: string): Promise<Buffer>;
+}
+
+export interface Services {
+  auth: AuthService;
+  audit: AuditLog;
+  identity: IdentityService;
+  sources: SourceService;
+  jobs: JobService;
+  failovers: FailoverControl;
+  host: HostService;
+  backup: BackupService;
+  events: EventHub;
+  system: () => SystemInfo;
+  caPem: () => string;
+  agentPort: () => number;
+  /** The page's built files; null when the API runs without a page. */
+  webDir: string | null;
+}

@@ -1,0 +1,409 @@
+/**
+ * Puts the appliance together: state, identity, sources, jobs, failover, API. What touches the outside world (target
+ * host, source servers, guests) is handed in, so that tests run the very same appliance on stand-ins.
+ */
+import { randomUUID } from 'node:crypto';
+import { mkdirSync } from 'node:fs';
+import { statfs } from 'node:fs/promises';
+import { hostname, networkInterfaces } from 'node:os';
+import { join } from 'node:path';
+import type { FastifyInstance } from 'fastify';
+import { Value } from 'typebox/value';
+import { asUndError, undError } from '../protocol/errors.ts';
+import { VERSION } from '../protocol/version.ts';
+import { createServer, registerApi } from './api/app.ts';
+import { type Failover, Inventory, type SystemInfo } from './api/schema.ts';
+import { AuditLog } from './auth/audit-log.ts';
+import { AuthService } from './auth/auth-service.ts';
+import type { PasswordCost } from './auth/password.ts';
+import { SecretBox } from './auth/secret-box.ts';
+import { BackupService, swapInRestore } from './backup/backup-service.ts';
+import type { ApplianceConfig } from './config.ts';
+import type { AgentSession as ControlSession, SourceInstaller } from './control/agent-session.ts';
+import { EventHub } from './control/event-hub.ts';
+import { HostService } from './control/host-service.ts';
+import type { Logger } from './control/logger.ts';
+import { SourceService } from './control/source-service.ts';
+import type { Hypervisor } from './hypervisor/hypervisor.ts';
+import { admit } from './identity/admission.ts';
+import { CertificateAuthority } from './identity/certificate-authority.ts';
+import { IdentityService } from './identity/identity-service.ts';
+import type { DiskLocator } from './jobs/disk-locator.ts';
+import { endedJob, jobHandle } from './jobs/job-handle.ts';
+import { JobService } from './jobs/job-service.ts';
+import { type AgentSession, createAgentServer } from './receive/agent-server.ts';
+import { FailoverEngine, type FailoverEngineOptions } from './recovery/engine.ts';
+import type { GuestPreparer } from './recovery/types.ts';
+import type { ApplianceAddress } from './sources/installer.ts';
+import { AuditStore } from './state/audit.ts';
+import { CertificateStore } from './state/certificates.ts';
+import { openDatabase } from './state/database.ts';
+import { EnrolTokenStore } from './state/enrol-tokens.ts';
+import { FailoverRecordStore } from './state/failovers.ts';
+import { writeFileDurably } from './state/files.ts';
+import { HostKeyStore } from './state/host-keys.ts';
+import { JobStore } from './state/jobs.ts';
+import { PassiveInstanceStore } from './state/passive-instances.ts';
+import { SessionStore } from './state/sessions.ts';
+import { SettingStore } from './state/settings.ts';
+import { SourceStore } from './state/sources.ts';
+import { UserStore } from './state/users.ts';
+
+const CERTIFICATE_CHECK_MS = 3_600_000;
+
+/** The outside world. */
+export interface Outside {
+  /** Null while the appliance has not been told its host. */
+  hypervisor: Hypervisor | null;
+  locator: DiskLocator;
+  /** Made late, because it needs to tell source servers where the appliance is. */
+  installer: (
+    self: ApplianceAddress,
+    sourceWithUuid: (smbiosUuid: string, address: string) => string | null,
+  ) => SourceInstaller;
+  preparer: GuestPreparer;
+  failover?: Pick<FailoverEngineOptions, 'prover' | 'locate' | 'flushDevice' | 'retryDelayMs'>;
+  passwordCost?: PasswordCost;
+  poolPollMs?: number;
+  agentSilenceMs?: number;
+  now?: () => number;
+}
+
+export interface Appliance {
+  app: FastifyInstance;
+  httpsPort: number;
+  agentPort: number;
+  /** The password of the very first login; null later on. */
+  firstPassword: string | null;
+  close(): Promise<void>;
+}
+
+/** Addresses and names of this machine; what cannot be reached from elsewhere is left out. */
+function ownAddresses(extra: readonly string[]): string[] {
+  const found = Object.values(networkInterfaces())
+    .flatMap((list) => list ?? [])
+    .filter((address) => !address.internal && !address.address.startsWith('fe80:'))
+    .map((address) => address.address);
+  return [...new Set([...extra, ...found])];
+}
+
+/** A DNS name that a certificate can hold, or none. */
+const ownName = (): string[] =>
+  /^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$/i.test(hostname()) ? [hostname().toLowerCase()] : [];
+
+/**
+ * Starts everything; resolves when both ports are open and all work of before is taken up.
+ * @param restart ends the program so that its manager starts it anew
+ */
+export async function startAppliance(
+  config: ApplianceConfig,
+  makeOutside: (log: Logger) => Promise<Outside> | Outside,
+  options: { logger: boolean | object; restart: () => void },
+): Promise<Appliance> {
+  mkdirSync(config.dataDir, { recursive: true, mode: 0o700 });
+  mkdirSync(config.journalDir, { recursive: true, mode: 0o700 });
+  const restored = swapInRestore(config.dataDir);
+  const db = openDatabase(join(config.dataDir, 'state.db'));
+  const box = SecretBox.open(join(config.dataDir, 'secrets.key'));
+
+  const settings = new SettingStore(db);
+  const applianceId = settings.get('applianceId') ?? randomUUID();
+  settings.set('applianceId', applianceId);
+
+  const preliminary = CertificateAuthority.open(join(config.dataDir, 'ca'), box);
+  const ca = await preliminary;
+  const names = () => [...ownAddresses(config.addresses), ...ownName()];
+  let tls = await ca.serverIdentity(names());
+  // For the console: a person compares it with what the browser shows.
+  writeFileDurably(join(config.dataDir, 'ca.sha256'), `${ca.fingerprintSha256}\n`, 0o644);
+
+  const app = createServer({
+    logger: options.logger,
+    https: { key: tls.keyPem, cert: tls.certPem },
+  });
+  const log: Logger = app.log;
+  const outside = await makeOutside(log);
+  const now = outside.now ?? Date.now;
+  if (restored) log.warn({}, 'a configuration backup was restored');
+
+  const audit = new AuditLog(new AuditStore(db));
+  const auth = new AuthService({
+    users: new UserStore(db),
+    sessions: new SessionStore(db),
+    firstLoginFile: join(config.dataDir, 'first-login.txt'),
+    cost: outside.passwordCost,
+    now,
+  });
+  const firstPassword = await auth.createFirstAdmin();
+
+  const sourceStore = new SourceStore(db);
+  const passive = new PassiveInstanceStore(db);
+  const identity = new IdentityService({
+    db,
+    ca,
+    tokens: new EnrolTokenStore(db),
+    certificates: new CertificateStore(db),
+    sources: sourceStore,
+    passive,
+    audit,
+    now,
+  });
+  const events = new EventHub((jobId) => {
+    const job = jobs.find(jobId);
+    return job && { type: 'job', job };
+  });
+  let agentPort = config.agentPort;
+  let httpsPort = config.httpsPort;
+  const sources: SourceService = new SourceService({
+    store: sourceStore,
+    hostKeys: new HostKeyStore(db),
+    passive,
+    identity,
+    installer: outside.installer(
+      {
+        addresses: () => ownAddresses(config.addresses),
+        httpsPort: () => httpsPort,
+        agentPort: () => agentPort,
+        caPem: ca.caPem,
+        caFingerprintSha256: ca.fingerprintSha256,
+      },
+      (smbiosUuid, address) => {
+        const wanted = smbiosUuid.trim().toLowerCase();
+        const other = sourceStore
+          .list()
+          .find(
+            (row) =>
+              row.address !== address && row.machine?.smbiosUuid?.trim().toLowerCase() === wanted,
+          );
+        return other?.name ?? null;
+      },
+    ),
+    events,
+    audit,
+    log,
+    jobOf: (sourceId) => jobs.jobOf(sourceId),
+  });
+  const host = new HostService(outside.hypervisor);
+  const jobStore = new JobStore(db);
+  const jobs: JobService = new JobService({
+    store: jobStore,
+    sources,
+    host,
+    events,
+    locator: outside.locator,
+    log,
+    journalDir: config.journalDir,
+    sessionOf: (sourceId) => agents.sessions.get(sourceId) ?? null,
+    ownedByFailover: (jobId) => engine?.ownsDisks(jobId) ?? false,
+    poolPollMs: outside.poolPollMs,
+  });
+
+  /** What a failover has come to, for its job; told again at each start, because we may have died in between. */
+  const tellJob = (failover: Failover) => {
+    const job = jobs.find(failover.jobId) && jobs.actor(failover.jobId);
+    if (!job) return;
+    const { name } = failover.state;
+    if (name === 'completed') {
+      job
+        .failoverCompleted(failover.failoverId, failover.endedAt ?? new Date().toISOString())
+        .catch((error) => log.error({ err: error }, 'a completed failover was not recorded'));
+    } else if (name === 'failed' || name === 'undone') job.kick();
+  };
+  const engine: FailoverEngine | null = outside.hypervisor
+    ? new FailoverEngine({
+        hypervisor: outside.hypervisor,
+        store: new FailoverRecordStore(db),
+        preparer: outside.preparer,
+        evidenceFolder: join(config.dataDir, 'evidence'),
+        job: (jobId) => {
+          const job = jobs.find(jobId) && jobs.actor(jobId);
+          return job ? jobHandle(job, sources, (id) => failoverEngine().get(id)) : endedJob(jobId);
+        },
+        onChange: (failover) => {
+          events.publish({ type: 'failover', failover });
+          tellJob(failover);
+          events.jobChanged(failover.jobId);
+        },
+        ...outside.failover,
+      })
+    : null;
+  mkdirSync(join(config.dataDir, 'evidence'), { recursive: true, mode: 0o700 });
+  const failoverEngine = (): FailoverEngine => {
+    if (!engine) throw undError('UND_HOST_NOT_CONFIGURED');
+    return engine;
+  };
+
+  const agentTls = () => ({ key: tls.keyPem, cert: tls.certPem, ca: ca.caPem });
+  const agents = createAgentServer({
+    tls: agentTls(),
+    applianceId,
+    applianceVersion: VERSION,
+    authorize: (certificate, hello, context) =>
+      admit(certificate, hello, context, { identity, sources }),
+    onRefused: (error, remoteAddress) =>
+      log.warn({ code: error.code, from: remoteAddress }, `an agent was refused: ${error.message}`),
+    silenceMs: outside.agentSilenceMs,
+  });
+  agents.on('session', (session) => {
+    serveSession(session, { sources, jobs, identity, log, ended: (id) => jobStore.endedOf(id) });
+  });
+
+  const startedAt = new Date().toISOString();
+  let journal = { totalBytes: 0, freeBytes: 0 };
+  const measureJournal = async () => {
+    const { blocks, bavail, bsize } = await statfs(config.journalDir);
+    journal = { totalBytes: blocks * bsize, freeBytes: bavail * bsize };
+  };
+  await measureJournal();
+
+  await registerApi(app, {
+    auth,
+    audit,
+    identity,
+    sources,
+    jobs,
+    host,
+    events,
+    failovers: {
+      list: () => engine?.list() ?? [],
+      get: (id) => failoverEngine().get(id),
+      start: (jobId, confirm) => failoverEngine().start(jobId, confirm),
+      undo: (id, confirm) => failoverEngine().undo(id, confirm),
+      commit: (id, confirm) => failoverEngine().commit(id, confirm),
+      screenshot: (id) => failoverEngine().screenshot(id),
+    },
+    backup: new BackupService({
+      dataDir: config.dataDir,
+      db,
+      // The answer to the request goes out first.
+      restart: () => setTimeout(options.restart, 500).unref(),
+      log2N: outside.passwordCost?.log2N,
+    }),
+    system: (): SystemInfo => {
+      measureJournal().catch((error) =>
+        log.warn({ err: error }, 'the journal disk cannot be read'),
+      );
+      return {
+        version: VERSION,
+        applianceId,
+        caFingerprintSha256: ca.fingerprintSha256,
+        startedAt,
+        journal: { path: config.journalDir, ...journal },
+        agentPort,
+      };
+    },
+    caPem: () => ca.caPem,
+    agentPort: () => agentPort,
+    webDir: config.webDir,
+  });
+
+  // Order matters: failovers say which disks are theirs before jobs take up the rest; agents come when all is ready.
+  sources.recover();
+  await engine?.load();
+  jobs.start();
+  for (const failover of engine?.list() ?? []) tellJob(failover);
+  engine?.resumeAll();
+  agentPort = await agents.listen(config.agentPort, config.listen);
+  await app.listen({ port: config.httpsPort, host: config.listen });
+  httpsPort = (app.server.address() as { port: number }).port;
+
+  const renewServerCertificate = async () => {
+    const next = await ca.serverIdentity(names());
+    if (next.certPem === tls.certPem) return;
+    tls = next;
+    const server = app.server as unknown as { setSecureContext(o: object): void };
+    server.setSecureContext({ key: tls.keyPem, cert: tls.certPem, minVersion: 'TLSv1.2' });
+    agents.setTls(agentTls());
+    log.info({ notAfter: tls.notAfter }, "the appliance's own certificate was renewed");
+  };
+  const certificateTimer = setInterval(() => {
+    renewServerCertificate().catch((error) =>
+      log.error({ err: error }, "the appliance's own certificate was not renewed"),
+    );
+  }, CERTIFICATE_CHECK_MS);
+  certificateTimer.unref();
+  audit.add({
+    who: 'appliance',
+    act: 'start',
+    object: VERSION,
+    outcome: 'ok',
+    detail: restored ? 'after the restore of a configuration backup' : '',
+  });
+
+  return {
+    app,
+    httpsPort,
+    agentPort,
+    firstPassword,
+    async close() {
+      clearInterval(certificateTimer);
+      sources.close();
+      await app.close();
+      await engine?.close();
+      await agents.close();
+      await jobs.close();
+      events.close();
+      await outside.hypervisor?.close();
+      db.close();
+    },
+  };
+}
+
+/** What an authorised connection may ask, and who is told of it. */
+function serveSession(
+  session: AgentSession,
+  services: {
+    sources: SourceService;
+    jobs: JobService;
+    identity: IdentityService;
+    log: Logger;
+    /** The jobs that this source had. */
+    ended: (sourceId: string) => string[];
+  },
+): void {
+  const { sources, jobs, identity, log } = services;
+  const { sourceId } = session;
+  const control: ControlSession = {
+    sourceId,
+    agentVersion: session.hello.agentVersion,
+    machine: session.hello.machine,
+    remoteAddress: session.remoteAddress,
+    inventory: async () => checkInventory(await session.inventory(), sources.get(sourceId).name),
+    uninstall: (reason) => session.uninstall(reason),
+    askRenewal: () => session.send({ type: 'renewNow', optional: true }),
+    close: (error) => session.close(error),
+  };
+  session.once('close', (error) => sources.disconnected(control, error));
+  session.on('message', (message) => {
+    if (message.type === 'renewCertificate') {
+      const { requestId } = message;
+      identity.renew(sourceId, message.csr).then(
+        ({ certificatePem, caPem }) =>
+          session.send({ type: 'certificate', requestId, certificate: certificatePem, ca: caPem }),
+        (error) =>
+          session.send({ type: 'certificate', requestId, error: asUndError(error).toJSON() }),
+      );
+      return;
+    }
+    if (message.type === 'notice') {
+      log.info({ sourceId, level: message.level }, `agent: ${message.text}`);
+      return;
+    }
+    if ('jobId' in message && message.jobId !== undefined && !jobs.find(message.jobId)) {
+      session.send({ type: 'stopJob', jobId: message.jobId, reason: 'there is no such job' });
+    }
+  });
+  // A job that ended while the agent was away still runs there: it is told, before it hears of another one.
+  for (const jobId of services.ended(sourceId)) {
+    session.send({ type: 'stopJob', jobId, reason: 'the job has ended' });
+  }
+  sources.connected(control);
+}
+
+/** What an agent says is checked like any request. @throws UND_INVENTORY_FAILED */
+function checkInventory(value: unknown, source: string): Inventory {
+  if (Value.Check(Inventory, value)) return value;
+  const first = Value.Errors(Inventory, value)[0];
+  const reason = `${first?.instancePath || '/'} ${first?.message ?? 'does not match'}`;
+  throw undError('UND_INVENTORY_FAILED', { source, reason });
+}

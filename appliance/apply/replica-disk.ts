@@ -1,0 +1,127 @@
+/**
+ * One replica disk: a block device that the appliance holds, or a file. Writes go through the page cache and become
+ * durable by `sync`.
+ */
+import { type FileHandle, open } from 'node:fs/promises';
+import { execa } from 'execa';
+import type { DiskWrite } from './coalesce.ts';
+
+/** Smaller zeroes are written; larger ones are punched by fallocate(1), which costs a process. */
+const PUNCH_BYTES = 1024 * 1024;
+const ZEROES = Buffer.alloc(1024 * 1024);
+const MAX_VECTORS = 1000;
+
+export class ReplicaDisk {
+  readonly path: string;
+  #handle: FileHandle;
+  #dirty = false;
+  #canPunch = true;
+
+  private constructor(path: string, handle: FileHandle) {
+    this.path = path;
+    this.#handle = handle;
+  }
+
+  static async open(path: string): Promise<ReplicaDisk> {
+    return new ReplicaDisk(path, await open(path, 'r+'));
+  }
+
+  /** Apply sorted, non-overlapping writes; neighbours go in one system call. */
+  async apply(writes: readonly DiskWrite[]): Promise<void> {
+    if (writes.length > 0) this.#dirty = true;
+    let vectors: Uint8Array[] = [];
+    let at = 0;
+    let end = 0;
+    const flush = async () => {
+      if (vectors.length === 0) return;
+      const buffers = vectors;
+      vectors = [];
+      await writeFully(this.#handle, buffers, at, end - at);
+    };
+    for (const write of writes) {
+      if (write.data === null) {
+        await flush();
+        await this.#zero(write.offsetBytes, write.lengthBytes);
+        continue;
+      }
+      if (vectors.length > 0 && (write.offsetBytes !== end || vectors.length >= MAX_VECTORS)) {
+        await flush();
+      }
+      if (vectors.length === 0) {
+        at = write.offsetBytes;
+        end = at;
+      }
+      vectors.push(write.data);
+      end += write.lengthBytes;
+    }
+    await flush();
+  }
+
+  async #zero(offsetBytes: number, lengthBytes: number): Promise<void> {
+    if (this.#canPunch && lengthBytes >= PUNCH_BYTES) {
+      // On a block device the kernel does this only if the range reads as zeroes afterwards.
+      const { exitCode } = await execa(
+        'fallocate',
+        ['-p', '-o', String(offsetBytes), '-l', String(lengthBytes), this.path],
+        { reject: false },
+      );
+      if (exitCode === 0) return;
+      this.#canPunch = false;
+    }
+    for (let done = 0; done < lengthBytes; done += ZEROES.length) {
+      const length = Math.min(ZEROES.length, lengthBytes - done);
+      await writeFully(this.#handle, [ZEROES.subarray(0, length)], offsetBytes + done, length);
+    }
+  }
+
+  async read(offsetBytes: number, lengthBytes: number): Promise<Buffer> {
+    const data = Buffer.allocUnsafe(lengthBytes);
+    let done = 0;
+    while (done < lengthBytes) {
+      const { bytesRead } = await this.#handle.read(
+        data,
+        done,
+        lengthBytes - done,
+        offsetBytes + done,
+      );
+      if (bytesRead === 0) {
+        // Behind the end of a sparse file that is shorter than its disk: it reads as zeroes.
+        data.fill(0, done);
+        break;
+      }
+      done += bytesRead;
+    }
+    return data;
+  }
+
+  /** Everything applied before is durable when it resolves. */
+  async sync(): Promise<void> {
+    if (!this.#dirty) return;
+    this.#dirty = false;
+    try {
+      await this.#handle.datasync();
+    } catch (error) {
+      this.#dirty = true;
+      throw error;
+    }
+  }
+
+  async close(): Promise<void> {
+    await this.#handle.close();
+  }
+}
+
+async function writeFully(
+  handle: FileHandle,
+  buffers: Uint8Array[],
+  at: number,
+  lengthBytes: number,
+): Promise<void> {
+  const { bytesWritten } = await handle.writev(buffers, at);
+  if (bytesWritten === lengthBytes) return;
+  const rest = Buffer.concat(buffers).subarray(bytesWritten);
+  for (let done = 0; done < rest.length; ) {
+    const step = await handle.write(rest, done, rest.length - done, at + bytesWritten + done);
+    done += step.bytesWritten;
+  }
+}

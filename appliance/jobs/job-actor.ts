@@ -1,0 +1,712 @@
+import { rm } from 'node:fs/promises';
+import {
+  asUndError,
+  type SerialisedError,
+  type UndError,
+  undError,
+} from '../../protocol/errors.ts';
+import type { Job, JobSettingsPatch, Source } from '../api/schema.ts';
+import type { HostService } from '../control/host-service.ts';
+import type { Logger } from '../control/logger.ts';
+import type { DiskRef, Hypervisor } from '../hypervisor/hypervisor.ts';
+import { volumeName } from '../hypervisor/names.ts';
+import type { AgentSession } from '../receive/agent-server.ts';
+import { ReplicationStream, type StreamView } from '../replication/replication-stream.ts';
+import type { JobDiskRow, JobRow, JobStore } from '../state/jobs.ts';
+import { type DiskLocator, deviceSizeBytes, waitForDisk, waitForSize } from './disk-locator.ts';
+import { jobState, jobView, type LiveFacts } from './job-state.ts';
+import { type JobEvent, nextPhase } from './phase.ts';
+import type { PoolLevel } from './watermark.ts';
+
+const DISK_LIMIT_MS = 60_000;
+const FIRST_RETRY_MS = 2_000;
+const LONGEST_RETRY_MS = 60_000;
+
+export interface ActorContext {
+  store: JobStore;
+  host: HostService;
+  locator: DiskLocator;
+  log: Logger;
+  jobDir: string;
+  sourceOf(): Source | null;
+  session(): AgentSession | null;
+  /** A failover has the disks: nothing is attached, opened or written here on our own. */
+  ownedByFailover(): boolean;
+  applianceVm(): Promise<string>;
+  journalBytes(): Promise<number>;
+  changed(): void;
+  gone(): void;
+}
+
+/** What a retry may cure. Anything else while making a job waits for a person. */
+const TRANSIENT: readonly string[] = ['UND_HV_UNREACHABLE', 'UND_REPLICA_DISK_ABSENT'];
+
+/** One protection job. Its operations run one after the other; `row` is what is persisted. */
+export class JobActor {
+  row: JobRow;
+  readonly #c: ActorContext;
+  #stream: ReplicationStream | null = null;
+  /** Which connection serves which stream. */
+  #served: { session: AgentSession; stream: ReplicationStream } | null = null;
+  /** With which names of the source's disks the stream was opened. */
+  #devicePathsOpen = new Map<string, string>();
+  #diskMissing: SerialisedError | null = null;
+  #attached = new Set<string>();
+  #step = 'waiting';
+  #problem: SerialisedError | null = null;
+  #poolLow: UndError | null = null;
+  /** Settled when the last hold of the pool's watermark has taken effect. */
+  #applyHeld: Promise<void> = Promise.resolve();
+  #disksOpen = false;
+  #last: Promise<unknown> = Promise.resolve();
+  #retry: NodeJS.Timeout | undefined;
+  #retries = 0;
+  #stop = new AbortController();
+
+  constructor(row: JobRow, context: ActorContext) {
+    this.row = row;
+    this.#c = context;
+  }
+
+  // ---- what is shown ---------------------------------------------------------------------------------------------
+
+  view(): Job {
+    return jobView(this.row, this.#facts());
+  }
+
+  /** The stream's own view; null while it is not open. */
+  streamView(): StreamView | null {
+    return this.#stream?.state() ?? null;
+  }
+
+  #facts(): LiveFacts {
+    return {
+      view: this.streamView(),
+      step: this.#step,
+      problem: this.#problem ?? this.#diskMissing,
+      poolLow: this.#poolLow?.toJSON() ?? null,
+      attached: this.#attached,
+      agentOnline: this.#c.session() !== null,
+      sourceName: this.#c.sourceOf()?.name ?? this.row.sourceId,
+    };
+  }
+
+  // ---- what people ask for ---------------------------------------------------------------------------------------
+
+  patch(patch: JobSettingsPatch): Promise<Job> {
+    return this.#inTurn(async () => {
+      this.#save({ ...this.row, settings: { ...this.row.settings, ...patch } });
+      this.#stream?.configure(this.#streamSettings());
+      return this.view();
+    });
+  }
+
+  pause(): Promise<Job> {
+    return this.#inTurn(async () => {
+      this.#advance({ type: 'paused' }, 'paused');
+      await this.#stream?.stopIntake('paused by a person');
+      return this.view();
+    });
+  }
+
+  /** Ends a pause, or tries again at once what failed. */
+  resume(): Promise<Job> {
+    return this.#inTurn(async () => {
+      const { phase } = this.row;
+      if (phase.name === 'creating' || phase.name === 'deleting') {
+        this.#advance({ type: 'retried' }, 'resumed');
+      } else {
+        this.#advance({ type: 'resumed' }, 'resumed');
+        const faulty = this.#stream?.state().phase;
+        if (faulty?.name === 'error' && !isApplyFault(faulty.error)) {
+          // What the stream refused has to be sent anew, and only a comparison tells what.
+          await this.#stream?.restart(`resumed after ${faulty.error.code}`);
+        } else {
+          this.#stream?.startIntake();
+          await this.#applyHeld;
+          if (!this.#poolLow) this.#stream?.resumeApply();
+        }
+      }
+      this.#retries = 0;
+      this.kick();
+      return this.view();
+    });
+  }
+
+  mirror(diskId: string | undefined): Promise<Job> {
+    return this.#inTurn(async () => {
+      const { row } = this;
+      if (diskId !== undefined && !row.disks.some((disk) => disk.diskId === diskId)) {
+        throw undError('UND_NOT_FOUND', { kind: 'disk', id: diskId, field: 'diskId' });
+      }
+      if (row.phase.name !== 'active' || row.phase.paused || !this.#stream) {
+        throw this.#stateError('mirrored');
+      }
+      // Ends the connection; the agent comes back and is told of the new epoch.
+      await this.#stream.restart('a person asked for it');
+      return this.view();
+    });
+  }
+
+  async remove(disks: 'keep' | 'delete'): Promise<Job> {
+    // Not in turn: what is under way is ended by it.
+    const { phase } = this.row;
+    if (this.#c.ownedByFailover()) throw this.#stateError('deleted');
+    if (phase.name !== 'deleting') this.#advance({ type: 'deletion-asked', disks }, 'deleted');
+    else this.#save({ ...this.row, phase: { name: 'deleting', disks, failed: null } });
+    this.#interrupt();
+    this.#retries = 0;
+    this.#step = 'waiting for what is under way';
+    this.#c.changed();
+    this.kick();
+    return this.view();
+  }
+
+  // ---- what happens around it ------------------------------------------------------------------------------------
+
+  /**
+   * The agent of the source came or went, its inventory was taken, or the stream was opened: brings agent and stream
+   * together, once. Kernel names may mean other disks after the source's reboot, so an agent gets the stream only once
+   * its inventory of this very boot says where each disk is now.
+   */
+  sessionChanged(): void {
+    this.#c.changed();
+    const session = this.#c.session();
+    const stream = this.#stream;
+    if (!session || !stream || !this.#servesAgent()) return;
+    if (this.#served?.session === session && this.#served.stream === stream) return;
+    const inventory = this.#c.sourceOf()?.inventory;
+    if (inventory?.machine.bootId !== session.hello.machine.bootId) return;
+    const paths = this.#devicePaths();
+    const missing = this.row.disks.find((disk) => !paths.has(disk.diskId));
+    if (missing) {
+      this.#diskMissing = undError('UND_SOURCE_DISK_MISSING', {
+        disk: missing.name,
+        source: inventory.hostname,
+        job: this.row.settings.replicaName,
+      }).toJSON();
+      this.#c.changed();
+      return;
+    }
+    this.#diskMissing = null;
+    if (
+      this.row.disks.some(({ diskId }) => paths.get(diskId) !== this.#devicePathsOpen.get(diskId))
+    ) {
+      // The stream is opened again with the new names; that brings us back here.
+      this.kick();
+      return;
+    }
+    this.#served = { session, stream };
+    session.attach(stream);
+  }
+
+  /** Where the source has the job's disks now, by disk id. */
+  #devicePaths(): Map<string, string> {
+    const disks = this.#c.sourceOf()?.inventory?.disks ?? [];
+    return new Map(
+      disks
+        .filter(({ diskId }) => this.row.disks.some((disk) => disk.diskId === diskId))
+        .map(({ diskId, devicePath }) => [diskId, devicePath]),
+    );
+  }
+
+  poolChanged(level: PoolLevel): void {
+    const wasLow = this.#poolLow !== null;
+    this.#poolLow =
+      level.name === 'low'
+        ? undError('UND_POOL_LOW', {
+            pool: this.row.settings.pool,
+            job: this.row.settings.replicaName,
+            availableBytes: level.availableBytes,
+            neededBytes: level.neededBytes,
+          })
+        : null;
+    if (wasLow !== (this.#poolLow !== null)) this.#c.changed();
+    const stream = this.#stream;
+    if (this.row.phase.name !== 'active' || !stream || !this.#disksOpen) return;
+    if (this.#poolLow) {
+      if (!wasLow) {
+        this.#c.log.warn({ jobId: this.row.jobId }, this.#poolLow.message);
+        this.#holdApply(stream, this.#poolLow.message);
+      }
+    } else if (wasLow || this.#outOfSpace()) {
+      // The disks are attached and open: the guest of a full pool saw an I/O error, nothing else.
+      // A pause takes effect when the batch under way is done; to resume before that would be passed over.
+      this.#applyHeld.then(() => {
+        if (!this.#poolLow && this.#stream === stream && this.#disksOpen) stream.resumeApply();
+      });
+    }
+  }
+
+  #holdApply(stream: ReplicationStream, reason: string): void {
+    this.#applyHeld = stream.pauseApply(reason).catch((error) => this.#report(error));
+  }
+
+  #outOfSpace(): boolean {
+    const phase = this.#stream?.state().phase;
+    return phase?.name === 'error' && phase.error.code === 'UND_APPLY_NO_SPACE';
+  }
+
+  /** Frames may be taken, or the agent be told that they are not. */
+  #servesAgent(): boolean {
+    const { name } = this.row.phase;
+    return name === 'active' || name === 'failing-over';
+  }
+
+  // ---- going on from what is persisted ---------------------------------------------------------------------------
+
+  /** Does what the phase asks for, soon; failures are tried again with growing pauses. */
+  kick(): void {
+    clearTimeout(this.#retry);
+    this.#retry = undefined;
+    this.#inTurn(() => this.#reconcile()).then(
+      () => {
+        this.#retries = 0;
+        this.#setProblem(null);
+      },
+      (error) => this.#failed(error),
+    );
+  }
+
+  #failed(thrown: unknown): void {
+    // Ended on purpose: whoever did that has taken over.
+    if (this.#closed || (thrown as Error)?.name === 'AbortError') return;
+    const error = asUndError(thrown);
+    const { phase } = this.row;
+    this.#report(error);
+    if (phase.name === 'creating' && !TRANSIENT.includes(error.code)) {
+      this.#advance({ type: 'create-failed', error: error.toJSON() }, 'created');
+      return;
+    }
+    if (phase.name === 'deleting' && !TRANSIENT.includes(error.code)) {
+      this.#advance({ type: 'delete-failed', error: error.toJSON() }, 'deleted');
+      return;
+    }
+    this.#setProblem(error);
+    const pause = Math.min(FIRST_RETRY_MS * 2 ** Math.min(this.#retries++, 10), LONGEST_RETRY_MS);
+    this.#retry = setTimeout(() => this.kick(), pause);
+    this.#retry.unref();
+  }
+
+  #setProblem(error: UndError | null): void {
+    this.#problem = error?.toJSON() ?? null;
+    if (error && (this.row.phase.name === 'creating' || this.row.phase.name === 'deleting')) {
+      this.#step = `${this.#step} (tries again: ${error.message})`;
+    }
+    this.#c.changed();
+  }
+
+  async #reconcile(): Promise<void> {
+    if (this.#c.ownedByFailover()) return;
+    switch (this.row.phase.name) {
+      case 'creating':
+        if (this.row.phase.failed) return;
+        await this.#createVolumes();
+        await this.#openStream(true);
+        await this.#openDisks();
+        this.#advance({ type: 'created' }, 'created');
+        this.sessionChanged();
+        return;
+      case 'active':
+        // The stream first: what the agent has goes into the journal while the disks are still being attached.
+        await this.#openStream(false);
+        this.sessionChanged();
+        if (!this.#disksOpen) await this.#refuseTainted();
+        await this.#openDisks();
+        return;
+      case 'failing-over':
+      case 'failed-over':
+        // The failover has the disks; it asks for what it needs.
+        return;
+      case 'deleting':
+        if (this.row.phase.failed) return;
+        await this.#delete(this.row.phase.disks);
+        return;
+      default:
+        return this.row.phase satisfies never;
+    }
+  }
+
+  /**
+   * A started replica is never written under. Normally the failover says so; an appliance that was restored from an
+   * older backup does not know of the failover, but the VM is there.
+   * @throws UND_JOB_TAINTED
+   */
+  async #refuseTainted(): Promise<void> {
+    const { replicaName } = this.row.settings;
+    const found = await this.#hypervisor.vmState(replicaName).catch((error) => {
+      // Somebody else's VM that took the name since: not on our disks.
+      if (asUndError(error).code === 'UND_HV_REFUSED') return { state: 'absent' } as const;
+      throw error;
+    });
+    if (found.state !== 'absent') {
+      throw undError('UND_JOB_TAINTED', { vm: replicaName, job: replicaName });
+    }
+  }
+
+  async #createVolumes(): Promise<void> {
+    for (const disk of this.row.disks) {
+      if (disk.replica) continue;
+      this.#say(`creating the replica disk for ${disk.name}`);
+      const name = `${this.row.settings.replicaName}-${disk.name}-${disk.serial.slice(1, 9)}`;
+      const request = { pool: this.row.settings.pool, name, sizeBytes: disk.sizeBytes };
+      let replica: DiskRef;
+      try {
+        replica = await this.#hypervisor.createDisk(request);
+      } catch (error) {
+        if (asUndError(error).code !== 'UND_HV_NAME_IN_USE') throw error;
+        // Of our own making: the name holds this disk's random serial. We ended between making and recording it.
+        await this.#hypervisor.deleteDisk({ pool: request.pool, name: volumeName(name), path: '' });
+        replica = await this.#hypervisor.createDisk(request);
+      }
+      this.#putDisk(disk.diskId, { replica });
+    }
+  }
+
+  async #openStream(fresh: boolean): Promise<ReplicationStream> {
+    const known = this.#devicePaths();
+    const paths = new Map(
+      this.row.disks.map(({ diskId, name }) => [
+        diskId,
+        known.get(diskId) ?? this.#devicePathsOpen.get(diskId) ?? `/dev/${name}`,
+      ]),
+    );
+    if (this.#stream) {
+      const open = this.#devicePathsOpen;
+      if ([...paths].every(([diskId, path]) => open.get(diskId) === path)) return this.#stream;
+      this.#c.log.info({ jobId: this.row.jobId }, 'disks of the source have other names now');
+      const former = this.#stream;
+      this.#stream = null;
+      this.#disksOpen = false;
+      await former.close();
+    }
+    this.#say('opening the journal');
+    const stream = await ReplicationStream.open({
+      jobId: this.row.jobId,
+      jobDir: this.#c.jobDir,
+      disks: this.row.disks.map((disk, index) => ({
+        diskId: disk.diskId,
+        index,
+        devicePath: paths.get(disk.diskId)!,
+        sizeBytes: disk.sizeBytes,
+        replicaPath: null,
+        freshReplica: fresh,
+      })),
+      settings: this.#streamSettings(),
+      limits: { journalBytes: await this.#c.journalBytes() },
+      hooks: { onDiskResized: (diskId, sizeBytes) => this.#grow(diskId, sizeBytes) },
+    });
+    const { phase } = this.row;
+    if (phase.name === 'active' && phase.paused) await stream.stopIntake('paused by a person');
+    if (phase.name === 'failing-over' || phase.name === 'failed-over') {
+      await stream.stopIntake('the source server is being failed over');
+    }
+    stream.on('change', () => this.#streamChanged());
+    this.#stream = stream;
+    this.#devicePathsOpen = paths;
+    return stream;
+  }
+
+  /** Attaches what is not attached, and opens the disks for applying. */
+  async #openDisks(): Promise<void> {
+    const stream = this.#stream;
+    if (!stream) throw undError('UND_INTERNAL', { reason: 'the disks before the stream' });
+    const fault = stream.state().phase;
+    if (this.#disksOpen && !(fault.name === 'error' && isApplyFault(fault.error))) return;
+    const paths = await this.#attachAll();
+    if (this.#disksOpen) await stream.closeDisks('the replica disks are attached again');
+    await stream.reopenDisks(paths);
+    this.#disksOpen = true;
+    if (this.#poolLow && this.row.phase.name === 'active') {
+      this.#holdApply(stream, this.#poolLow.message);
+    }
+  }
+
+  /** @returns the block device of each disk, by disk id */
+  async #attachAll(): Promise<Map<string, string>> {
+    const vm = await this.#c.applianceVm();
+    const present = await this.#hypervisor.listAttachedDisks(vm);
+    const paths = new Map<string, string>();
+    this.#attached = new Set();
+    for (const disk of this.row.disks) {
+      if (!disk.replica) throw undError('UND_INTERNAL', { reason: `no volume for ${disk.name}` });
+      if (!present.some(({ serial }) => serial === disk.serial)) {
+        this.#say(`attaching the replica disk of ${disk.name} to the appliance`);
+        await this.#hypervisor.attachDisk(vm, disk.replica, { serial: disk.serial });
+      }
+      const path = await waitForDisk(
+        this.#c.locator,
+        { serial: disk.serial, job: this.row.settings.replicaName },
+        { timeoutMs: DISK_LIMIT_MS, signal: this.#stop.signal },
+      );
+      // Grown while we were away, between the hypervisor's part and the stream's.
+      if ((await deviceSizeBytes(path)) < disk.sizeBytes) {
+        await this.#hypervisor.resizeDisk(disk.replica, disk.sizeBytes);
+        await waitForSize(path, disk.sizeBytes, DISK_LIMIT_MS, this.#stop.signal);
+      }
+      this.#attached.add(disk.serial);
+      paths.set(disk.diskId, path);
+    }
+    this.#c.changed();
+    return paths;
+  }
+
+  #streamChanged(): void {
+    this.#c.changed();
+    const phase = this.#stream?.state().phase;
+    // A full pool is waited for by the watermark; trying again meanwhile would only fail again.
+    const faulty =
+      phase?.name === 'error' &&
+      isApplyFault(phase.error) &&
+      phase.error.code !== 'UND_APPLY_NO_SPACE';
+    if (faulty && this.row.phase.name === 'active' && !this.#retry) {
+      // Perhaps the disk was detached under us: look, attach again, go on.
+      const pause = Math.min(FIRST_RETRY_MS * 2 ** Math.min(this.#retries++, 10), LONGEST_RETRY_MS);
+      this.#retry = setTimeout(() => this.kick(), pause);
+      this.#retry.unref();
+    }
+  }
+
+  /** A disk of the source grew: the replica disk first, then the stream goes on with the new range. */
+  async #grow(diskId: string, sizeBytes: number): Promise<void> {
+    const disk = this.row.disks.find((candidate) => candidate.diskId === diskId);
+    if (!disk?.replica) throw undError('UND_NOT_FOUND', { kind: 'disk', id: diskId });
+    if (sizeBytes <= disk.sizeBytes) return;
+    await this.#hypervisor.resizeDisk(disk.replica, sizeBytes);
+    this.#putDisk(diskId, { sizeBytes });
+    const path = await this.#c.locator.find(disk.serial);
+    if (path) await waitForSize(path, sizeBytes, DISK_LIMIT_MS, this.#stop.signal);
+    this.#c.log.info({ jobId: this.row.jobId, diskId, sizeBytes }, 'a replica disk has grown');
+  }
+
+  async #delete(disks: 'keep' | 'delete'): Promise<void> {
+    this.#say('ending the replication');
+    if (this.#stream) {
+      const stream = this.#stream;
+      this.#stream = null;
+      await stream.destroy('the protection job was deleted');
+      this.#c.session()?.detach();
+    }
+    this.#disksOpen = false;
+    await rm(this.#c.jobDir, { recursive: true, force: true });
+    const volumes = this.row.disks.filter((disk) => disk.replica !== null);
+    if (volumes.length > 0) {
+      const vm = await this.#c.applianceVm();
+      for (const disk of volumes) {
+        this.#say(`detaching the replica disk of ${disk.name}`);
+        await this.#hypervisor.detachDisk(vm, disk.serial);
+        this.#attached.delete(disk.serial);
+        if (disks === 'delete') await this.#deleteVolume(disk);
+      }
+    }
+    this.#forget();
+  }
+
+  async #deleteVolume(disk: JobDiskRow): Promise<void> {
+    this.#say(`deleting the replica disk of ${disk.name}`);
+    let layers: DiskRef[];
+    try {
+      layers = await this.#hypervisor.chain(disk.replica!);
+    } catch (error) {
+      if (asUndError(error).code !== 'UND_HV_DISK_NOT_FOUND') throw error;
+      layers = [];
+    }
+    // From the top: a layer that another one rests on is refused.
+    for (const layer of layers) await this.#hypervisor.deleteDisk(layer);
+    this.#putDisk(disk.diskId, { replica: null });
+  }
+
+  // ---- failover --------------------------------------------------------------------------------------------------
+
+  /** From here on the failover has the job. No error when it has it already. */
+  beginFailover(failoverId: string, reason: string): Promise<StreamView> {
+    return this.#inTurn(async () => {
+      const { phase } = this.row;
+      if (!(phase.name === 'failing-over' && phase.failoverId === failoverId)) {
+        this.#advance({ type: 'failover-started', failoverId }, 'failed over');
+      }
+      const stream = await this.#openStream(false);
+      await stream.stopIntake(reason);
+      return stream.state();
+    });
+  }
+
+  /** @see JobHandle.drainApply */
+  drainApply(onProgress: (text: string) => void): Promise<number> {
+    return this.#inTurn(async () => {
+      const stream = await this.#openStream(false);
+      await this.#openDisks();
+      // The watermark protects others from a mirror; what is left now is little and is wanted.
+      await this.#applyHeld;
+      stream.resumeApply();
+      const told = () => {
+        const { appliedSeq, durableSeq, applyBacklogBytes } = stream.state();
+        onProgress(
+          `frame ${appliedSeq} of ${durableSeq}, ${Math.ceil(applyBacklogBytes / 1024 ** 2)} MiB left`,
+        );
+      };
+      const timer = setInterval(told, 1000);
+      try {
+        return await stream.drainApply();
+      } finally {
+        clearInterval(timer);
+      }
+    });
+  }
+
+  closeDisks(): Promise<void> {
+    return this.#inTurn(async () => {
+      await this.#stream?.closeDisks();
+      this.#disksOpen = false;
+    });
+  }
+
+  /** @see JobHandle.reopen */
+  reopen(
+    images: { diskId: string; image: DiskRef }[],
+    options: { mirror: 'none' | 'difference'; reason: string },
+  ): Promise<void> {
+    return this.#inTurn(async () => {
+      for (const { diskId, image } of images) this.#putDisk(diskId, { replica: image });
+      const stream = await this.#openStream(false);
+      await stream.closeDisks('the replica disks are opened again');
+      this.#disksOpen = false;
+      await this.#openDisks();
+      const { phase } = this.row;
+      if (phase.name === 'failing-over' || phase.name === 'failed-over') {
+        this.#advance({ type: 'failover-reverted', failoverId: phase.failoverId }, 'reverted');
+      }
+      if (options.mirror === 'difference') await stream.restart(options.reason);
+      else stream.startIntake();
+      this.sessionChanged();
+    });
+  }
+
+  /** The replica VM has proven that it boots. */
+  failoverCompleted(failoverId: string, at: string): Promise<void> {
+    return this.#inTurn(async () => {
+      const { phase } = this.row;
+      // A late word of a failover that was taken back since changes nothing.
+      if (phase.name !== 'failing-over' || phase.failoverId !== failoverId) return;
+      this.#advance({ type: 'failover-completed', failoverId }, 'completed');
+      this.#save({ ...this.row, provenBootableAt: at });
+      const stream = this.#stream;
+      this.#stream = null;
+      this.#disksOpen = false;
+      this.#attached.clear();
+      await stream?.close();
+      this.#c.changed();
+    });
+  }
+
+  /** The failover is final: the job ends, its disks are the replica VM's. */
+  release(): Promise<void> {
+    return this.#inTurn(async () => {
+      const stream = this.#stream;
+      this.#stream = null;
+      if (stream) await stream.destroy('the source server was failed over for good');
+      this.#c.session()?.detach();
+      await rm(this.#c.jobDir, { recursive: true, force: true });
+      this.#forget();
+    });
+  }
+
+  // ---- closing ---------------------------------------------------------------------------------------------------
+
+  #closed = false;
+
+  async close(): Promise<void> {
+    this.#closed = true;
+    clearTimeout(this.#retry);
+    this.#stop.abort();
+    await this.#last;
+    const stream = this.#stream;
+    this.#stream = null;
+    await stream?.close();
+  }
+
+  #forget(): void {
+    this.#closed = true;
+    clearTimeout(this.#retry);
+    const { jobId } = this.row;
+    this.#c.store.remove(jobId);
+    // The stream may have been closed long before; an agent that is away is told when it comes back.
+    this.#c.session()?.send({ type: 'stopJob', jobId, reason: 'the job has ended' });
+    this.#c.gone();
+  }
+
+  /** Ends waits of the operation under way. */
+  #interrupt(): void {
+    const before = this.#stop;
+    this.#stop = new AbortController();
+    before.abort();
+  }
+
+  // ---- small things ----------------------------------------------------------------------------------------------
+
+  get #hypervisor(): Hypervisor {
+    return this.#c.host.hypervisor;
+  }
+
+  #streamSettings() {
+    const { compression, bandwidthLimitBytesPerSec } = this.row.settings;
+    return { compression, bandwidthLimitBytesPerSec };
+  }
+
+  #inTurn<T>(work: () => Promise<T>): Promise<T> {
+    const run = this.#last.then(() => {
+      if (this.#closed) {
+        throw undError('UND_NOT_FOUND', { kind: 'job', id: this.row.jobId });
+      }
+      return work();
+    });
+    this.#last = run.catch(() => undefined);
+    return run;
+  }
+
+  #say(step: string): void {
+    this.#step = step;
+    this.#c.changed();
+  }
+
+  #save(row: JobRow): void {
+    this.#c.store.put(row);
+    this.row = row;
+    this.#c.changed();
+  }
+
+  #putDisk(diskId: string, patch: Partial<JobDiskRow>): void {
+    this.#save({
+      ...this.row,
+      disks: this.row.disks.map((disk) => (disk.diskId === diskId ? { ...disk, ...patch } : disk)),
+    });
+  }
+
+  /** @throws UND_JOB_STATE when the phase does not allow it */
+  #advance(event: JobEvent, act: string): void {
+    const phase = nextPhase(this.row.phase, event);
+    if (!phase) throw this.#stateError(act);
+    this.#save({ ...this.row, phase });
+  }
+
+  #stateError(act: string): UndError {
+    return undError('UND_JOB_STATE', {
+      job: this.row.settings.replicaName,
+      state: jobState(this.row, this.#facts()).name,
+      act,
+    });
+  }
+
+  #report(thrown: unknown): void {
+    const error = asUndError(thrown);
+    const fields = { jobId: this.row.jobId, code: error.code };
+    this.#c.log.warn(
+      error.code === 'UND_INTERNAL' ? { ...fields, err: error.cause } : fields,
+      `job ${this.row.settings.replicaName}: ${error.message}`,
+    );
+  }
+}
+
+/** What stops applying and may pass: the disks are looked at and opened again, and apply goes on where it was. */
+const isApplyFault = (error: SerialisedError): boolean =>
+  error.code.startsWith('UND_APPLY_') || error.code === 'UND_JOURNAL_IO';

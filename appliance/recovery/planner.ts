@@ -1,0 +1,176 @@
+/**
+ * The failover as a state machine: pure functions from a record and an event to the next record, and from a record to
+ * the next action. All knowledge of order lives here; the executor only does what `nextAction` says.
+ *
+ * | phase        | next action                                                         | ends as     |
+ * |--------------|---------------------------------------------------------------------|-------------|
+ * | running      | first step that is not done, from the front                         | completed   |
+ * | compensating | last step that began and is not compensated, from the back          | failed      |
+ * | undoing      | the same                                                            | undone      |
+ * | committing   | commit                                                              | committed   |
+ * | others       | rest                                                                |             |
+ *
+ * A step in state `running` or `compensating` when a record is loaded was interrupted by a crash: it is run again, and
+ * each step begins by reading back what its former run achieved.
+ */
+import type { SerialisedError } from '../../protocol/errors.ts';
+import type { FailoverStep, FailoverStepName } from '../api/schema.ts';
+import type { FailoverRecord, Phase } from './record.ts';
+
+export type Action =
+  | { do: 'run'; step: FailoverStepName }
+  | { do: 'compensate'; step: FailoverStepName }
+  | { do: 'commit' }
+  | { do: 'rest' };
+
+export type FailoverEvent =
+  | { type: 'step-started'; step: FailoverStepName }
+  | { type: 'step-detail'; step: FailoverStepName; detail: string }
+  | { type: 'step-done'; step: FailoverStepName; detail: string }
+  | { type: 'step-failed'; step: FailoverStepName; error: SerialisedError }
+  | { type: 'compensation-started'; step: FailoverStepName }
+  | { type: 'compensation-done'; step: FailoverStepName; detail: string | null }
+  | { type: 'undo-asked' }
+  | { type: 'commit-asked' }
+  | { type: 'commit-done' };
+
+/** Whether the executor has something to do without being asked. */
+export function isActive(phase: Phase): boolean {
+  return (
+    phase.name === 'running' ||
+    phase.name === 'compensating' ||
+    phase.name === 'undoing' ||
+    phase.name === 'committing'
+  );
+}
+
+/** Whether the job's disks belong to the failover: the job service must leave them alone. */
+export function ownsDisks(phase: Phase): boolean {
+  return isActive(phase) || phase.name === 'completed' || phase.name === 'committed';
+}
+
+const began = (step: FailoverStep): boolean =>
+  step.state !== 'waiting' && step.state !== 'compensated';
+
+export function nextAction(record: FailoverRecord): Action {
+  switch (record.phase.name) {
+    case 'running': {
+      const step = record.steps.find((candidate) => candidate.state !== 'done');
+      return step ? { do: 'run', step: step.name } : { do: 'rest' };
+    }
+    case 'compensating':
+    case 'undoing': {
+      const step = record.steps.findLast(began);
+      return step ? { do: 'compensate', step: step.name } : { do: 'rest' };
+    }
+    case 'committing':
+      return { do: 'commit' };
+    default:
+      return { do: 'rest' };
+  }
+}
+
+const patchStep = (
+  record: FailoverRecord,
+  name: FailoverStepName,
+  patch: Partial<FailoverStep>,
+): FailoverRecord => ({
+  ...record,
+  steps: record.steps.map((step) => (step.name === name ? { ...step, ...patch } : step)),
+});
+
+/** An event that does not fit the phase leaves the record as it is: a late answer after a decision changes nothing. */
+export function applyEvent(
+  record: FailoverRecord,
+  event: FailoverEvent,
+  now: string,
+): FailoverRecord {
+  const phase = record.phase;
+  switch (event.type) {
+    case 'step-started':
+      if (phase.name !== 'running') return record;
+      return patchStep(record, event.step, { state: 'running', startedAt: now, endedAt: null });
+    case 'step-detail':
+      return patchStep(record, event.step, { detail: event.detail });
+    case 'step-done':
+      if (phase.name !== 'running') return record;
+      {
+        const next = patchStep(record, event.step, {
+          state: 'done',
+          detail: event.detail,
+          endedAt: now,
+        });
+        // One event, one save: the proof and the end of the last step never come apart in a crash.
+        return next.steps.every((step) => step.state === 'done')
+          ? { ...next, phase: { name: 'completed', proof: event.detail }, endedAt: now }
+          : next;
+      }
+    case 'step-failed':
+      if (phase.name !== 'running') return record;
+      return {
+        ...patchStep(record, event.step, {
+          state: 'failed',
+          detail: event.error.message,
+          endedAt: now,
+        }),
+        phase: { name: 'compensating', error: event.error },
+      };
+    case 'compensation-started':
+      if (phase.name !== 'compensating' && phase.name !== 'undoing') return record;
+      return patchStep(record, event.step, { state: 'compensating' });
+    case 'compensation-done': {
+      if (phase.name !== 'compensating' && phase.name !== 'undoing') return record;
+      const next = patchStep(record, event.step, {
+        state: 'compensated',
+        endedAt: now,
+        ...(event.detail === null ? {} : { detail: event.detail }),
+      });
+      if (next.steps.some(began)) return next;
+      return {
+        ...next,
+        endedAt: now,
+        phase:
+          phase.name === 'undoing' ? { name: 'undone' } : { name: 'failed', error: phase.error },
+      };
+    }
+    case 'undo-asked':
+      return phase.name === 'completed'
+        ? { ...record, phase: { name: 'undoing' }, endedAt: null }
+        : record;
+    case 'commit-asked':
+      return phase.name === 'completed'
+        ? { ...record, phase: { name: 'committing' }, endedAt: null }
+        : record;
+    case 'commit-done':
+      return phase.name === 'committing'
+        ? { ...record, phase: { name: 'committed' }, endedAt: now }
+        : record;
+  }
+}
+
+/**
+ * Whether a failed call is worth another try, and after how long. The host may be away for minutes (a reboot of its
+ * network, a restarted libvirtd); a guest that does not let go of a disk yet, or an image lock that is released late,
+ * takes seconds. Everything else is an answer, not a disturbance.
+ *
+ * A compensation is tried for ever: there is no other way back, and giving up would leave the job with neither a
+ * replica nor replication.
+ */
+export function retryDelayMs(
+  code: string,
+  attempt: number,
+  elapsedMs: number,
+  direction: 'forward' | 'back',
+): number | null {
+  const pauseMs = Math.min(30_000, 500 * 2 ** Math.min(attempt, 6));
+  if (direction === 'back') return pauseMs;
+  switch (code) {
+    case 'UND_HV_UNREACHABLE':
+      return elapsedMs < 10 * 60_000 ? pauseMs : null;
+    case 'UND_HV_DETACH_TIMEOUT':
+    case 'UND_HV_DISK_LOCKED':
+      return elapsedMs < 3 * 60_000 ? pauseMs : null;
+    default:
+      return null;
+  }
+}

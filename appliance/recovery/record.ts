@@ -1,0 +1,232 @@
+/** The persisted state of one failover, and the view of it that the API shows. Plain JSON, no behaviour. */
+import { createHash, randomUUID } from 'node:crypto';
+import type { SerialisedError } from '../../protocol/errors.ts';
+import type { Failover, FailoverState, FailoverStep, FailoverStepName } from '../api/schema.ts';
+import type { DiskRef, Firmware } from '../hypervisor/hypervisor.ts';
+import type { JobDescription, Unfixable } from './types.ts';
+
+/** In the order in which they run; compensated in the reverse order. */
+export const STEP_NAMES = [
+  'stop-intake',
+  'apply',
+  'checkpoint',
+  'detach',
+  'overlay',
+  'prepare-guest',
+  'define',
+  'power-on',
+  'prove-boot',
+] as const satisfies readonly FailoverStepName[];
+
+const TITLES: Record<FailoverStepName, string> = {
+  'stop-intake': 'Stop taking data from the source server',
+  apply: 'Apply everything that arrived',
+  checkpoint: 'Take a checkpoint of the replica disks',
+  detach: 'Detach the replica disks from the appliance',
+  overlay: 'Create overlays for the replica VM',
+  'prepare-guest': 'Prepare the guest for its new hardware',
+  define: 'Define the replica VM',
+  'power-on': 'Power the replica VM on',
+  'prove-boot': 'Prove that it booted',
+};
+
+export interface RecordDisk {
+  diskId: string;
+  sourceName: string;
+  boot: boolean;
+  sizeBytes: number;
+  /** Under which replication has it attached to the appliance. */
+  serial: string;
+  /**
+   * Under which its overlay is attached to the appliance for guest preparation. It has the form of a replica disk's
+   * serial, by which the appliance's udev knows what it must not look into.
+   */
+  prepareSerial: string;
+  /** What replication wrote when the failover began. */
+  image: DiskRef;
+  /** The image as it was at the checkpoint; nothing writes it until commit or undo. */
+  frozen?: DiskRef;
+  /** The empty layer above `frozen` in which replication goes on when the failover is undone. */
+  top?: DiskRef;
+  /** What the replica VM writes, on `frozen`. */
+  overlay?: DiskRef;
+}
+
+/** Names that were given to a command whose outcome is not known yet; persisted before the command is sent. */
+export interface LayerIntent {
+  attempt: number;
+  names: Record<string, string>;
+}
+
+/**
+ * Where a failover is. `running`, `compensating`, `undoing` and `committing` are taken up again when the appliance
+ * starts; the others rest until somebody asks for something.
+ */
+export type Phase =
+  | { name: 'running' }
+  | { name: 'compensating'; error: SerialisedError }
+  | { name: 'completed'; proof: string }
+  | { name: 'failed'; error: SerialisedError }
+  | { name: 'undoing' }
+  | { name: 'undone' }
+  | { name: 'committing' }
+  | { name: 'committed' };
+
+export interface FailoverRecord {
+  version: 1;
+  failoverId: string;
+  jobId: string;
+  kind: 'unplanned';
+  replicaName: string;
+  sourceName: string;
+  startedAt: string;
+  endedAt: string | null;
+  phase: Phase;
+  steps: FailoverStep[];
+  applianceVm: string;
+  vm: {
+    uuid: string;
+    vcpus: number;
+    memoryBytes: number;
+    firmware: Firmware;
+    network: string;
+    mac: string;
+  };
+  nics: JobDescription['nics'];
+  disks: RecordDisk[];
+  checkpointIntent: LayerIntent | null;
+  overlayIntent: LayerIntent | null;
+  /** True from the moment when a guest preparation may have written to the overlays. */
+  overlaysTouched: boolean;
+  point: { seq: number | null; sourceTime: string | null; lossMs: number | null };
+  guestChanges: string[];
+  unfixable: Unfixable[];
+  addresses: string[];
+  /** File in the evidence folder. */
+  screenshot: string | null;
+  /** What could not be tidied up and does no harm. */
+  notes: string[];
+}
+
+const hex = (text: string): string => text.replace(/[^0-9a-fA-F]/g, '').toLowerCase();
+
+/**
+ * The replica's MAC address: always the same for a job, so that DHCP leases and the guest's own rules stay valid over
+ * several failovers, and never the source's (both may be on one network). 52:54:00 is QEMU's prefix.
+ */
+export function replicaMac(jobId: string, nic: string): string {
+  const digest = createHash('sha256').update(`understudy:${jobId}:${nic}`).digest('hex');
+  return `52:54:00:${digest.slice(0, 2)}:${digest.slice(2, 4)}:${digest.slice(4, 6)}`;
+}
+
+export function newRecord(
+  job: JobDescription,
+  applianceVm: string,
+  now: string,
+  ids: { failoverId: string; vmUuid: string } = {
+    failoverId: randomUUID(),
+    vmUuid: randomUUID(),
+  },
+): FailoverRecord {
+  const primary = job.nics.find((nic) => nic.primary) ?? job.nics[0];
+  return {
+    version: 1,
+    failoverId: ids.failoverId,
+    jobId: job.jobId,
+    kind: 'unplanned',
+    replicaName: job.replicaName,
+    sourceName: job.sourceName,
+    startedAt: now,
+    endedAt: null,
+    phase: { name: 'running' },
+    steps: STEP_NAMES.map((name) => ({
+      name,
+      title: TITLES[name],
+      state: 'waiting',
+      detail: null,
+      startedAt: null,
+      endedAt: null,
+    })),
+    applianceVm,
+    vm: {
+      uuid: ids.vmUuid,
+      vcpus: job.vcpus,
+      memoryBytes: job.memoryBytes,
+      firmware: job.firmware,
+      network: job.network,
+      mac: replicaMac(job.jobId, primary?.name ?? 'net0'),
+    },
+    nics: job.nics,
+    disks: job.disks.map((disk) => ({
+      diskId: disk.diskId,
+      sourceName: disk.sourceName,
+      boot: disk.boot,
+      sizeBytes: disk.sizeBytes,
+      serial: disk.serial,
+      prepareSerial: `u${createHash('sha256').update(`${ids.failoverId}:${disk.diskId}`).digest('hex').slice(0, 19)}`,
+      image: disk.image,
+    })),
+    checkpointIntent: null,
+    overlayIntent: null,
+    overlaysTouched: false,
+    point: { seq: null, sourceTime: null, lossMs: job.lagMs },
+    guestChanges: [],
+    unfixable: [],
+    addresses: [],
+    screenshot: null,
+    notes: [],
+  };
+}
+
+/** The disks as the replica VM gets them: the boot disk first, the others in the source's order. */
+export function vmDiskOrder<T extends { boot: boolean }>(disks: readonly T[]): T[] {
+  return [...disks.filter((disk) => disk.boot), ...disks.filter((disk) => !disk.boot)];
+}
+
+/** A fresh name for a layer: says whose it is, unique per failover and attempt. At most 52 characters. */
+export function layerName(
+  record: FailoverRecord,
+  role: 'checkpoint' | 'replica',
+  index: number,
+  attempt: number,
+): string {
+  const job = hex(record.jobId).slice(0, 8) || 'job';
+  const failover = hex(record.failoverId).slice(0, 8) || 'failover';
+  return `${job}-d${index}-${role}-${failover}-${attempt}`;
+}
+
+const apiError = (error: SerialisedError) => ({
+  code: error.code,
+  message: error.message,
+  hint: error.hint,
+});
+
+function apiState(phase: Phase): FailoverState {
+  switch (phase.name) {
+    case 'compensating':
+    case 'failed':
+      return { name: phase.name, error: apiError(phase.error) };
+    default:
+      return phase;
+  }
+}
+
+export function toApi(record: FailoverRecord): Failover {
+  return {
+    failoverId: record.failoverId,
+    jobId: record.jobId,
+    kind: record.kind,
+    replicaName: record.replicaName,
+    startedAt: record.startedAt,
+    endedAt: record.endedAt,
+    state: apiState(record.phase),
+    steps: record.steps.map((step) => ({ ...step })),
+    point: { ...record.point },
+    guestChanges: [
+      ...record.guestChanges,
+      ...record.unfixable.map((item) => `Not done (${item.code}): ${item.message}`),
+    ],
+    addresses: [...record.addresses],
+    hasScreenshot: record.screenshot !== null,
+  };
+}

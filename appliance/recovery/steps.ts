@@ -1,0 +1,578 @@
+/**
+ * What each step of a failover does and how it is taken back. A step may be interrupted at any point and is then run
+ * again from its beginning, so each reads back first what is there; a compensation likewise, and it may meet a step that
+ * never got anywhere. Docs: docs/failover.md.
+ */
+import { asUndError, undError } from '../../protocol/errors.ts';
+import type { FailoverStepName } from '../api/schema.ts';
+import type { AttachedDisk, DiskRef, Hypervisor } from '../hypervisor/hypervisor.ts';
+import type { BootProver } from './prove-boot.ts';
+import { type FailoverRecord, layerName, type RecordDisk, vmDiskOrder } from './record.ts';
+import type { GuestPreparer, JobHandle } from './types.ts';
+
+export interface StepContext {
+  readonly record: FailoverRecord;
+  /** Persists the change before it returns. */
+  save(change: (record: FailoverRecord) => Partial<FailoverRecord>): Promise<void>;
+  /** What the step is doing now, for the page. */
+  detail(text: string): void;
+  hypervisor: Hypervisor;
+  job: JobHandle;
+  preparer: GuestPreparer;
+  prover: BootProver;
+  /** The appliance's device for an attached disk; waits for it to appear. Throws `UND_FAILOVER_DEVICE_MISSING`. */
+  locate(serial: string, signal: AbortSignal): Promise<string>;
+  /** Writes back and drops what the appliance's kernel has cached of a device. */
+  flushDevice(path: string): Promise<void>;
+  now(): string;
+  signal: AbortSignal;
+}
+
+export interface Step {
+  /** Returns what was achieved, in words. */
+  run(context: StepContext): Promise<string>;
+  /** Returns what was taken back, or null when there is nothing to say. */
+  compensate(context: StepContext): Promise<string | null>;
+}
+
+const sameDisk = (a: DiskRef | undefined, b: DiskRef | undefined): boolean =>
+  a !== undefined && b !== undefined && a.pool === b.pool && a.name === b.name;
+
+const plural = (count: number, word: string): string => `${count} ${word}${count === 1 ? '' : 's'}`;
+
+const updateDisks = (
+  record: FailoverRecord,
+  change: (disk: RecordDisk) => Partial<RecordDisk>,
+): { disks: RecordDisk[] } => ({
+  disks: record.disks.map((disk) => ({ ...disk, ...change(disk) })),
+});
+
+/** The image that replication goes on with when the failover is taken back. */
+const replicationImage = (disk: RecordDisk): DiskRef => disk.top ?? disk.image;
+
+const bySerial = (attached: AttachedDisk[], serial: string): AttachedDisk | undefined =>
+  attached.find((disk) => disk.serial === serial);
+
+// ---- stop-intake -------------------------------------------------------------------------------------------------
+const stopIntake: Step = {
+  async run({ job, record, save }) {
+    const point = await job.stopIntake(
+      record.failoverId,
+      `failover to ${record.replicaName} began at ${record.startedAt}`,
+    );
+    await save((current) => ({
+      point: { ...current.point, seq: point.durableSeq, sourceTime: point.sourceTime },
+    }));
+    return `newest frame received: ${point.durableSeq}`;
+  },
+  async compensate(context) {
+    const { job, record } = context;
+    // The last compensation: everything else is back in its place, so the disks may be written again. A restart of the
+    // appliance VM meanwhile may have detached them.
+    await attachMissing(context);
+    await job.reopen(
+      record.disks.map((disk) => ({ diskId: disk.diskId, image: replicationImage(disk) })),
+      record.phase.name === 'undoing'
+        ? { mirror: 'difference', reason: `the failover to ${record.replicaName} was undone` }
+        : { mirror: 'none', reason: `the failover to ${record.replicaName} failed` },
+    );
+    return 'replication goes on';
+  },
+};
+
+// ---- apply -------------------------------------------------------------------------------------------------------
+const apply: Step = {
+  async run({ job, detail }) {
+    const { appliedSeq } = await job.drainApply(detail);
+    return `applied up to frame ${appliedSeq}`;
+  },
+  // What is applied stays applied: it is what the source wrote.
+  compensate: async () => null,
+};
+
+// ---- checkpoint --------------------------------------------------------------------------------------------------
+/**
+ * All disks at once, by one atomic snapshot while they are attached. When a restart of the appliance VM has detached
+ * them, there is nothing that could write them, so their present content is the point, and the layer for replication is
+ * made by hand: in both cases a disk ends as `frozen` with an empty `top`.
+ */
+const checkpoint: Step = {
+  async run(context) {
+    const { hypervisor, save } = context;
+    const readBack = async (): Promise<'done' | 'not yet'> => {
+      const { record } = context;
+      const attached = await hypervisor.listAttachedDisks(record.applianceVm);
+      const tops = new Map<string, DiskRef>();
+      for (const disk of record.disks) {
+        const top = bySerial(attached, disk.serial)?.disk;
+        if (top && !sameDisk(top, disk.image)) tops.set(disk.diskId, top);
+      }
+      if (tops.size === 0) return 'not yet';
+      for (const disk of record.disks) {
+        const top = tops.get(disk.diskId);
+        const below = top && (await hypervisor.chain(top))[1];
+        if (!top || !sameDisk(below, disk.image)) {
+          throw undError('UND_FAILOVER_CHAIN', {
+            job: record.jobId,
+            disk: disk.sourceName,
+            expected: disk.image.name,
+            found: top ? `${top.name} on ${below?.name ?? 'nothing'}` : 'no checkpoint',
+          });
+        }
+      }
+      await save((current) =>
+        updateDisks(current, (disk) => ({ frozen: disk.image, top: tops.get(disk.diskId) })),
+      );
+      return 'done';
+    };
+
+    const words = () => `${plural(context.record.disks.length, 'disk')} at one point in time`;
+    if (context.record.disks.every((disk) => disk.frozen && disk.top)) return words();
+
+    const attached = await hypervisor.listAttachedDisks(context.record.applianceVm);
+    const present = context.record.disks.filter((disk) => bySerial(attached, disk.serial));
+    if (present.length === 0) {
+      await freezeDetached(context);
+      return words();
+    }
+    for (const disk of context.record.disks) {
+      if (!bySerial(attached, disk.serial)) {
+        await hypervisor.attachDisk(context.record.applianceVm, disk.image, {
+          serial: disk.serial,
+        });
+      }
+    }
+    if (context.record.checkpointIntent && (await readBack()) === 'done') return words();
+
+    const attempt = (context.record.checkpointIntent?.attempt ?? 0) + 1;
+    const names = Object.fromEntries(
+      context.record.disks.map((disk, index) => [
+        disk.diskId,
+        layerName(context.record, 'checkpoint', index, attempt),
+      ]),
+    );
+    await save(() => ({ checkpointIntent: { attempt, names } }));
+    await hypervisor.snapshotDisks(
+      context.record.applianceVm,
+      context.record.disks.map((disk) => ({
+        serial: disk.serial,
+        overlayName: names[disk.diskId] as string,
+      })),
+    );
+    if ((await readBack()) !== 'done') {
+      throw undError('UND_FAILOVER_CHAIN', {
+        job: context.record.jobId,
+        disk: context.record.disks.map((disk) => disk.sourceName).join(', '),
+        expected: 'a checkpoint layer',
+        found: 'the disks as they were',
+      });
+    }
+    return words();
+  },
+
+  /** The chain gets short again. A chain that can't be merged now does no harm: replication goes on in its top. */
+  async compensate(context) {
+    const { hypervisor, save, detail } = context;
+    const adopted = await adoptSnapshot(context);
+    let merged = 0;
+    for (const { diskId } of context.record.disks) {
+      const disk = context.record.disks.find((candidate) => candidate.diskId === diskId);
+      if (!disk?.top || !disk.frozen) continue;
+      detail(`merging the checkpoint of ${disk.sourceName}`);
+      try {
+        const chain = await hypervisor.chain(disk.top);
+        const image = chain.length > 1 ? await hypervisor.commitOverlay(disk.top) : disk.top;
+        await save((current) =>
+          updateDisks(current, (candidate) =>
+            candidate.diskId === diskId ? { top: undefined, frozen: undefined, image } : {},
+          ),
+        );
+        merged++;
+      } catch (error) {
+        const coded = asUndError(error);
+        if (coded.code === 'UND_HV_UNREACHABLE') throw coded;
+        if (coded.code === 'UND_HV_DISK_NOT_FOUND') {
+          // A former run merged it and died before it could say so.
+          await save((current) =>
+            updateDisks(current, (candidate) =>
+              candidate.diskId === diskId ? { top: undefined, frozen: undefined } : {},
+            ),
+          );
+          merged++;
+          continue;
+        }
+        await save((current) => ({
+          notes: [...current.notes, `${disk.sourceName}: checkpoint layer kept: ${coded.message}`],
+        }));
+      }
+    }
+    return merged > 0 || adopted ? 'checkpoint merged' : null;
+  },
+};
+
+/** A snapshot may have happened although the step failed: what the appliance has attached is the truth. */
+async function adoptSnapshot(context: StepContext): Promise<boolean> {
+  const { hypervisor, record, save } = context;
+  if (!record.checkpointIntent || record.disks.some((disk) => disk.top)) return false;
+  const attached = await hypervisor.listAttachedDisks(record.applianceVm);
+  const found = new Map<string, DiskRef>();
+  for (const disk of record.disks) {
+    const top = bySerial(attached, disk.serial)?.disk;
+    if (!top || sameDisk(top, disk.image)) continue;
+    const below = (await hypervisor.chain(top))[1];
+    if (sameDisk(below, disk.image)) found.set(disk.diskId, top);
+  }
+  if (found.size === 0) return false;
+  await save((current) =>
+    updateDisks(current, (disk) => {
+      const top = found.get(disk.diskId);
+      return top ? { top, frozen: disk.image } : {};
+    }),
+  );
+  return true;
+}
+
+async function freezeDetached(context: StepContext): Promise<void> {
+  const { save } = context;
+  for (const [index, { diskId }] of context.record.disks.entries()) {
+    const disk = context.record.disks[index] as RecordDisk;
+    if (disk.frozen && disk.top) continue;
+    // A snapshot whose answer was lost may have made its layer: it is empty, because nothing wrote since.
+    const asked = context.record.checkpointIntent?.names[diskId];
+    const made = asked ? await findLeftover(context, disk.image, asked) : null;
+    if (made) {
+      await save((current) =>
+        updateDisks(current, (candidate) =>
+          candidate.diskId === diskId ? { top: made, frozen: disk.image } : {},
+        ),
+      );
+      continue;
+    }
+    const attempt = (context.record.checkpointIntent?.attempt ?? 0) + 1;
+    const name = layerName(context.record, 'checkpoint', index, attempt);
+    await save((current) => ({
+      checkpointIntent: {
+        attempt,
+        names: { ...current.checkpointIntent?.names, [diskId]: name },
+      },
+    }));
+    const top = await createOverlay(context, disk.image, name);
+    await save((current) =>
+      updateDisks(current, (candidate) =>
+        candidate.diskId === diskId ? { top, frozen: disk.image } : {},
+      ),
+    );
+  }
+}
+
+/** As the hypervisor's, but takes over an overlay of this very name and base that a former try left behind. */
+async function createOverlay(context: StepContext, base: DiskRef, name: string): Promise<DiskRef> {
+  try {
+    return await context.hypervisor.createOverlay({ base, name });
+  } catch (error) {
+    const coded = asUndError(error);
+    if (coded.code !== 'UND_HV_NAME_IN_USE') throw coded;
+    const left = await findLeftover(context, base, name);
+    if (!left) throw coded;
+    return left;
+  }
+}
+
+/** The overlay that a lost call made: by the name it was given AND its base, never by name alone. */
+async function findLeftover(
+  context: StepContext,
+  base: DiskRef,
+  name: string,
+): Promise<DiskRef | null> {
+  for (const candidate of [name, `understudy-${name}.qcow2`, `${name}.qcow2`]) {
+    try {
+      const {
+        pool,
+        name: found,
+        path,
+        backing,
+      } = await context.hypervisor.diskInfo({
+        pool: base.pool,
+        name: candidate,
+        path: '',
+      });
+      if (sameDisk(backing, base)) return { pool, name: found, path };
+    } catch (error) {
+      const { code } = asUndError(error);
+      if (code !== 'UND_HV_DISK_NOT_FOUND' && code !== 'UND_HV_BAD_NAME') throw error;
+    }
+  }
+  return null;
+}
+
+// ---- detach ------------------------------------------------------------------------------------------------------
+const detach: Step = {
+  async run({ hypervisor, job, record, detail }) {
+    await job.closeDisks();
+    for (const disk of record.disks) {
+      detail(`detaching ${disk.sourceName}`);
+      await hypervisor.detachDisk(record.applianceVm, disk.serial);
+    }
+    const left = await hypervisor.listAttachedDisks(record.applianceVm);
+    for (const disk of record.disks) {
+      if (bySerial(left, disk.serial)) {
+        throw undError('UND_HV_DETACH_TIMEOUT', {
+          serial: disk.serial,
+          vm: record.applianceVm,
+          timeoutMs: 0,
+        });
+      }
+    }
+    return `${plural(record.disks.length, 'disk')} detached, image locks free`;
+  },
+
+  async compensate(context) {
+    const again = await attachMissing(context);
+    return again > 0 ? `${plural(again, 'disk')} attached to the appliance again` : null;
+  },
+};
+
+async function attachMissing({ hypervisor, record, detail }: StepContext): Promise<number> {
+  const attached = await hypervisor.listAttachedDisks(record.applianceVm);
+  let again = 0;
+  for (const disk of record.disks) {
+    if (bySerial(attached, disk.serial)) continue;
+    detail(`attaching ${disk.sourceName} again`);
+    await hypervisor.attachDisk(record.applianceVm, replicationImage(disk), {
+      serial: disk.serial,
+    });
+    again++;
+  }
+  return again;
+}
+
+// ---- overlay -----------------------------------------------------------------------------------------------------
+async function makeOverlays(context: StepContext): Promise<void> {
+  const { save } = context;
+  if (context.record.disks.every((disk) => disk.overlay)) return;
+  const attempt = context.record.overlayIntent?.attempt ?? 1;
+  const names = Object.fromEntries(
+    context.record.disks.map((disk, index) => [
+      disk.diskId,
+      layerName(context.record, 'replica', index, attempt),
+    ]),
+  );
+  await save(() => ({ overlayIntent: { attempt, names } }));
+  for (const { diskId } of context.record.disks) {
+    const disk = context.record.disks.find((candidate) => candidate.diskId === diskId);
+    if (!disk || disk.overlay) continue;
+    if (!disk.frozen) {
+      throw undError('UND_FAILOVER_CHAIN', {
+        job: context.record.jobId,
+        disk: disk.sourceName,
+        expected: 'a frozen layer',
+        found: 'none',
+      });
+    }
+    const overlay = await createOverlay(context, disk.frozen, names[diskId] as string);
+    await save((current) =>
+      updateDisks(current, (candidate) => (candidate.diskId === diskId ? { overlay } : {})),
+    );
+  }
+}
+
+/** Deletes the overlays, those of a lost call included. The next ones get other names. */
+async function dropOverlays(context: StepContext): Promise<number> {
+  const { hypervisor, save } = context;
+  const intent = context.record.overlayIntent;
+  if (!intent) return 0;
+  let dropped = 0;
+  for (const { diskId } of context.record.disks) {
+    const disk = context.record.disks.find((candidate) => candidate.diskId === diskId);
+    if (!disk) continue;
+    const name = intent.names[diskId];
+    const overlay =
+      disk.overlay ??
+      (disk.frozen && name ? await findLeftover(context, disk.frozen, name) : undefined);
+    if (!overlay) continue;
+    await hypervisor.deleteDisk(overlay);
+    dropped++;
+    await save((current) =>
+      updateDisks(current, (candidate) =>
+        candidate.diskId === diskId ? { overlay: undefined } : {},
+      ),
+    );
+  }
+  await save(() => ({
+    overlayIntent: { attempt: intent.attempt + 1, names: {} },
+    overlaysTouched: false,
+  }));
+  return dropped;
+}
+
+const overlay: Step = {
+  async run(context) {
+    await makeOverlays(context);
+    return context.record.disks.map((disk) => disk.overlay?.name ?? '?').join(', ');
+  },
+  async compensate(context) {
+    const dropped = await dropOverlays(context);
+    return dropped > 0 ? `${plural(dropped, 'overlay')} deleted` : null;
+  },
+};
+
+// ---- prepare-guest -----------------------------------------------------------------------------------------------
+async function detachOverlays({ hypervisor, record }: StepContext): Promise<void> {
+  for (const disk of record.disks) {
+    await hypervisor.detachDisk(record.applianceVm, disk.prepareSerial);
+  }
+}
+
+const prepareGuest: Step = {
+  async run(context) {
+    const { hypervisor, save, preparer, locate, flushDevice, signal, detail } = context;
+    await detachOverlays(context);
+    if (context.record.overlaysTouched) {
+      // An interrupted preparation may have left a guest half changed. Its overlays hold nothing else: begin anew.
+      detail('the former preparation was interrupted: beginning anew on fresh overlays');
+      await dropOverlays(context);
+    }
+    await makeOverlays(context);
+    await save(() => ({ overlaysTouched: true }));
+    const devices: { sourceName: string; devicePath: string; boot: boolean }[] = [];
+    for (const disk of context.record.disks) {
+      detail(`attaching the overlay of ${disk.sourceName}`);
+      await hypervisor.attachDisk(context.record.applianceVm, disk.overlay as DiskRef, {
+        serial: disk.prepareSerial,
+      });
+      const devicePath = await locate(disk.prepareSerial, signal);
+      devices.push({ sourceName: disk.sourceName, boot: disk.boot, devicePath });
+    }
+    detail('preparing the guest');
+    const { record } = context;
+    const primary = record.nics.find((nic) => nic.primary) ?? record.nics[0];
+    const report = await preparer.prepare(
+      {
+        failoverId: record.failoverId,
+        jobId: record.jobId,
+        at: context.now(),
+        firmware: record.vm.firmware,
+        disks: devices,
+        nics: primary ? [{ name: primary.name, sourceMac: primary.mac, mac: record.vm.mac }] : [],
+        droppedNics: record.nics.filter((nic) => nic !== primary).map((nic) => nic.name),
+      },
+      signal,
+    );
+    for (const { devicePath } of devices) await flushDevice(devicePath);
+    detail('detaching the overlays');
+    await detachOverlays(context);
+    await save(() => ({ guestChanges: report.changes, unfixable: report.unfixable }));
+    const open = report.unfixable.length > 0 ? `, ${report.unfixable.length} not possible` : '';
+    return `${report.os ?? 'no operating system found'}: ${plural(report.changes.length, 'change')}${open}`;
+  },
+
+  async compensate(context) {
+    await detachOverlays(context);
+    return null;
+  },
+};
+
+// ---- define, power-on --------------------------------------------------------------------------------------------
+/** The replica VM if it is there; by its UUID, because its name may be somebody else's. */
+const ownVm = async ({ hypervisor, record }: StepContext) =>
+  (await hypervisor.listVms()).find((vm) => vm.uuid.toLowerCase() === record.vm.uuid.toLowerCase());
+
+const define: Step = {
+  async run(context) {
+    const { hypervisor, record } = context;
+    if (!(await ownVm(context))) {
+      await hypervisor.defineVm({
+        name: record.replicaName,
+        title: `Understudy replica of ${record.sourceName}`,
+        uuid: record.vm.uuid,
+        vcpus: record.vm.vcpus,
+        memoryBytes: record.vm.memoryBytes,
+        firmware: record.vm.firmware,
+        disks: vmDiskOrder(record.disks).map((disk) => ({
+          disk: disk.overlay as DiskRef,
+          serial: disk.serial,
+        })),
+        nics: [{ network: record.vm.network, mac: record.vm.mac, model: 'virtio' }],
+      });
+    }
+    return `${record.replicaName}: ${record.vm.vcpus} vCPU, ${Math.round(record.vm.memoryBytes / 1048576)} MiB, ${record.vm.firmware}, network ${record.vm.network}`;
+  },
+  async compensate(context) {
+    const vm = await ownVm(context);
+    if (!vm) return null;
+    await context.hypervisor.undefineVm(vm.name);
+    return `${vm.name} removed`;
+  },
+};
+
+const powerOn: Step = {
+  async run({ hypervisor, record }) {
+    await hypervisor.startVm(record.replicaName);
+    return `${record.replicaName} is powered on`;
+  },
+  async compensate(context) {
+    const vm = await ownVm(context);
+    if (!vm) return null;
+    await context.hypervisor.stopVm(vm.name, { force: true });
+    return `${vm.name} powered off`;
+  },
+};
+
+// ---- prove-boot --------------------------------------------------------------------------------------------------
+const proveBoot: Step = {
+  async run({ prover, record, save, detail, job, signal }) {
+    const proof = await prover.prove(record, job, { signal, detail, save });
+    await save(() => ({ addresses: proof.addresses }));
+    return proof.words;
+  },
+  compensate: async () => null,
+};
+
+export const STEPS: Record<FailoverStepName, Step> = {
+  'stop-intake': stopIntake,
+  apply,
+  checkpoint,
+  detach,
+  overlay,
+  'prepare-guest': prepareGuest,
+  define,
+  'power-on': powerOn,
+  'prove-boot': proveBoot,
+};
+
+/**
+ * Makes a completed failover final: the appliance gives up its own layer and merges the replica VM's overlay into the
+ * frozen disk, then the job lets go. A chain that cannot be merged now keeps the replica running all the same.
+ */
+export async function commit(context: StepContext): Promise<void> {
+  const { hypervisor, save } = context;
+  for (const { diskId } of context.record.disks) {
+    const disk = context.record.disks.find((candidate) => candidate.diskId === diskId);
+    if (!disk) continue;
+    const forget = (change: Partial<RecordDisk>) =>
+      save((current) =>
+        updateDisks(current, (candidate) => (candidate.diskId === diskId ? change : {})),
+      );
+    if (disk.top) {
+      await hypervisor.deleteDisk(disk.top);
+      await forget({ top: undefined });
+    }
+    if (!disk.overlay) continue;
+    try {
+      const image = await hypervisor.commitOverlay(disk.overlay);
+      await forget({ overlay: undefined, frozen: undefined, image });
+    } catch (error) {
+      const coded = asUndError(error);
+      if (coded.code === 'UND_HV_UNREACHABLE') throw coded;
+      const merged = coded.code === 'UND_HV_DISK_NOT_FOUND' || coded.code === 'UND_HV_NO_BASE';
+      if (merged) {
+        await forget({ overlay: undefined, frozen: undefined });
+      } else {
+        await save((current) => ({
+          notes: [...current.notes, `${disk.sourceName}: overlay kept: ${coded.message}`],
+        }));
+      }
+    }
+  }
+  await context.job.release(context.record.failoverId);
+}

@@ -1,0 +1,130 @@
+/**
+ * What the failover engine needs from its neighbours: the job service, the store, guest preparation. They implement
+ * these; the engine imports nothing of theirs.
+ */
+import type { DiskRef, Firmware } from '../hypervisor/hypervisor.ts';
+import type { FailoverRecord } from './record.ts';
+
+/** One protected disk of a job, in the source's order. */
+export interface JobDiskImage {
+  diskId: string;
+  /** The kernel's name on the source, such as `vda`: what the guest's own configuration may call it. */
+  sourceName: string;
+  boot: boolean;
+  sizeBytes: number;
+  /** Under which it is attached to the appliance. */
+  serial: string;
+  /** The image that replication writes: the top of its chain. */
+  image: DiskRef;
+}
+
+export interface SourceNic {
+  name: string;
+  mac: string;
+  /** True for the one with the default route. */
+  primary: boolean;
+}
+
+/** Everything about a job that a failover fixes at its start; later changes of the job don't change a failover. */
+export interface JobDescription {
+  jobId: string;
+  sourceName: string;
+  replicaName: string;
+  network: string;
+  vcpus: number;
+  memoryBytes: number;
+  firmware: Firmware;
+  disks: JobDiskImage[];
+  nics: SourceNic[];
+  /** Age of the newest source moment that is durable here. Null when unknown. */
+  lagMs: number | null;
+  /** Whether the replica disks hold a consistent point; if not, why ("the first mirror is at 40 %"). */
+  recoverable: { ok: true } | { ok: false; reason: string };
+}
+
+/**
+ * The job service's side of a failover. Every method is idempotent and may be called again after the appliance's
+ * crash. While a failover of the job is active or completed (`FailoverEngine.ownsDisks`), the job service neither
+ * attaches nor opens nor writes the job's disks on its own.
+ */
+export interface JobHandle {
+  describe(): Promise<JobDescription>;
+
+  /**
+   * From its return on, no further frame of this job is accepted or acknowledged, also after a restart, until
+   * `reopen`. Returns the newest durable point.
+   */
+  stopIntake(
+    failoverId: string,
+    reason: string,
+  ): Promise<{ durableSeq: number; sourceTime: string | null }>;
+
+  /**
+   * Applies all that is durable to the replica disks and flushes them; ends with `appliedSeq == durableSeq`. Attaches
+   * and opens the disks first when a restart of the appliance has lost them. Reports progress in words.
+   */
+  drainApply(onProgress: (text: string) => void): Promise<{ appliedSeq: number }>;
+
+  /** Stops apply and closes the appliance's handles on the replica disks, after a flush. */
+  closeDisks(): Promise<void>;
+
+  /**
+   * The replica disks are the job's again: persists their images, opens them (they are attached) and takes frames
+   * again. `mirror` tells whether the disks are exactly where apply left them ('none') or the source has to be compared
+   * ('difference').
+   */
+  reopen(
+    disks: { diskId: string; image: DiskRef }[],
+    options: { mirror: 'none' | 'difference'; reason: string },
+  ): Promise<void>;
+
+  /** When an agent in its passive role, prepared by this failover, said hello (ISO 8601); null until then. */
+  passiveHelloAt(failoverId: string): Promise<string | null>;
+
+  /** The failover is final: the job ends and forgets its disks without deleting them. */
+  release(failoverId: string): Promise<void>;
+}
+
+/** Durable memory of failovers. `save` returns only when the record would survive a crash. */
+export interface FailoverStore {
+  loadAll(): Promise<FailoverRecord[]> | FailoverRecord[];
+  save(record: FailoverRecord): Promise<void> | void;
+}
+
+/** A disk to prepare: a block device of the appliance, an overlay that was attached for this. */
+export interface PrepareDisk {
+  sourceName: string;
+  devicePath: string;
+  boot: boolean;
+}
+
+export interface PrepareRequest {
+  failoverId: string;
+  jobId: string;
+  /** ISO 8601; also dates the backups of changed files. */
+  at: string;
+  firmware: Firmware;
+  disks: PrepareDisk[];
+  /** Which old interface becomes which new one. */
+  nics: { name: string; sourceMac: string; mac: string }[];
+  /** Interfaces that the replica does not get. */
+  droppedNics: string[];
+}
+
+/** Something in the guest that preparation could not take care of. */
+export interface Unfixable {
+  code: string;
+  message: string;
+}
+
+export interface PrepareReport {
+  os: string | null;
+  /** What was changed, in words. */
+  changes: string[];
+  unfixable: Unfixable[];
+}
+
+export interface GuestPreparer {
+  /** Throws `UND_GUEST_PREPARE_FAILED`, `UND_GUEST_ISOLATION`. */
+  prepare(request: PrepareRequest, signal: AbortSignal): Promise<PrepareReport>;
+}

@@ -1,0 +1,985 @@
+/**
+ * The appliance's side of one protection job's stream: takes the agent's frames into the journal, acknowledges what is
+ * durable, applies it to the replica disks, and asks the agent for the mirrors that the disks need.
+ *
+ * It knows nothing of jobs, hypervisors or users: the job service opens it, hands it the agent's connections and the
+ * replica disks, and reads `state()`.
+ */
+import { createHash } from 'node:crypto';
+import { EventEmitter, once } from 'node:events';
+import { mkdir, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { Value } from 'typebox/value';
+import {
+  type ControlMessage,
+  type ControlOf,
+  type MirrorKind,
+  toErrorMessage,
+} from '../../protocol/control.ts';
+import {
+  asUndError,
+  type SerialisedError,
+  type UndError,
+  undError,
+} from '../../protocol/errors.ts';
+import { type Compression, checkFrame, type FrameHeader } from '../../protocol/frame.ts';
+import { type Mark, readMark } from '../../protocol/marks.ts';
+import { Applier } from '../apply/applier.ts';
+import { ReplicaDisk } from '../apply/replica-disk.ts';
+import { readJson, writeJsonDurably } from '../journal/durable-file.ts';
+import { Journal, type JournalFrame } from '../journal/journal.ts';
+import { ClockMap } from './clock-map.ts';
+import { Rate } from './rate.ts';
+import {
+  askDifference,
+  foldFrame,
+  growDisk,
+  isWhole,
+  type MirrorState,
+  newStreamRecord,
+  StreamRecord,
+} from './stream-record.ts';
+
+export interface StreamDisk {
+  diskId: string;
+  /** What frames name the disk by: 0..63, stable for the life of the job. */
+  index: number;
+  /** On the source server. */
+  devicePath: string;
+  sizeBytes: number;
+  /** Block device or file on the appliance; null while it is not attached: apply waits. */
+  replicaPath: string | null;
+  /** The replica disk reads as zeroes and was never written: its first mirror is a full one. */
+  freshReplica: boolean;
+}
+
+export interface StreamSettings {
+  compression: Compression;
+  bandwidthLimitBytesPerSec: number | null;
+}
+
+export interface StreamLimits {
+  /** History and what is not applied together; what is not applied is never evicted, intake stops instead. */
+  journalBytes: number;
+  /** The agent's ring in the source's memory. */
+  ringBytes?: number;
+  segmentBytes?: number;
+}
+
+export interface StreamHooks {
+  /**
+   * A disk of the source grew. Grow the replica disk, then resolve; intake of the new range begins after that. A
+   * rejection leaves the job in `error` with UND_DISK_RESIZE_NEEDED until the agent reports the size again.
+   */
+  onDiskResized?(diskId: string, sizeBytes: number): Promise<void>;
+}
+
+export interface OpenStreamOptions {
+  jobId: string;
+  /** Holds `journal/` and `stream.json`; on the journal disk. */
+  jobDir: string;
+  disks: readonly StreamDisk[];
+  settings: StreamSettings;
+  limits: StreamLimits;
+  hooks?: StreamHooks;
+}
+
+/** The agent's connection, as far as the stream needs it. */
+export interface AgentChannel {
+  send(message: ControlMessage): void;
+  close(error?: UndError): void;
+}
+
+/** What the owner of the connection hands to the stream; frames one at a time (awaiting is the back-pressure). */
+export interface StreamConnection {
+  frame(frame: Buffer): Promise<void>;
+  /** @returns false if the message is not the stream's */
+  control(message: ControlMessage): Promise<boolean>;
+  closed(): void;
+}
+
+export type StreamPhase =
+  | { name: 'waiting-for-agent'; reason: string }
+  | { name: 'mirroring'; reason: string }
+  | { name: 'catching-up'; reason: string }
+  | { name: 'protected' }
+  /** Intake was stopped on purpose, or waits for room. */
+  | { name: 'held'; reason: string }
+  | { name: 'error'; error: SerialisedError };
+
+export interface StreamMirror {
+  state: 'needed' | 'running' | 'done';
+  kind: MirrorKind;
+  reason: string;
+  totalBytes: number;
+  /** Read, and either sent or skipped. */
+  doneBytes: number;
+  /** Of them: unallocated, zero, swap or equal. */
+  skippedBytes: number;
+}
+
+export interface StreamView {
+  phase: StreamPhase;
+  mode: {
+    mode: 'ordered' | 'tracking' | 'draining' | 'none';
+    reason: string | null;
+    /** Source's wall clock; null: since the stream began. */
+    sinceMs: number | null;
+  };
+  disks: Array<{ diskId: string; index: number; sizeBytes: number; mirror: StreamMirror }>;
+  /** Frames received, as they crossed the network. */
+  rateBytesPerSec: number;
+  /** Until the mirrors are done at their present speed; null when none runs or it is not known. */
+  etaSeconds: number | null;
+  /** Captured on the source and not durable here, as the agent last said. */
+  lagBytes: number;
+  /**
+   * Age of the newest source moment up to which everything is durable here: what an unplanned failover now would
+   * lose. By the source's boot-time clock; null before the first frame and after a restart of the appliance until the
+   * agent is back (the two clocks cannot be compared then).
+   */
+  lagMs: number | null;
+  durableSeq: number;
+  appliedSeq: number;
+  applyBacklogBytes: number;
+  journalBytes: number;
+  /** Every disk is whole and order is held at `durableSeq`: it is a crash-consistent point. */
+  consistent: boolean;
+  /** Source's wall clock of the newest consistent durable frame; null if there is none. */
+  newestPointMs: number | null;
+}
+
+export interface StreamEvents {
+  /** State or figures changed; coalesced, at most a few times a second. */
+  change: [];
+}
+
+type Intake =
+  | { name: 'open' }
+  | { name: 'held'; by: 'owner' | 'journal-full' | 'journal-error'; reason: string };
+
+interface Connection {
+  channel: AgentChannel;
+  ready: boolean;
+  status: ControlOf<'status'> | null;
+  /** What mirrors were asked for on this connection: by disk, the run and the state it answers. */
+  asked: Map<number, { run: number; need: MirrorState }>;
+  /** Requests for hashes that are being answered. */
+  hashing: number;
+}
+
+const DEFAULT_RING_BYTES = 64 * 1024 * 1024;
+const JOURNAL_RETRY_MS = 5_000;
+const CHANGE_MS = 200;
+/** Lag above this is shown as catching up. */
+const PROTECTED_LAG_MS = 15_000;
+const PROTECTED_BACKLOG_BYTES = 256 * 1024 * 1024;
+/** An agent asks for one span and the next. */
+const MAX_HASHING = 8;
+export const HASH_BYTES = 16;
+
+/** @fires change */
+export class ReplicationStream extends EventEmitter<StreamEvents> {
+  readonly jobId: string;
+  readonly #jobDir: string;
+  #disks: StreamDisk[];
+  #settings: StreamSettings;
+  readonly #limits: StreamLimits;
+  readonly #hooks: StreamHooks;
+  #journal!: Journal;
+  #applier!: Applier;
+  #replicas = new Map<number, ReplicaDisk>();
+  /** As of the frames that are durable, written to the disks, and flushed and persisted. */
+  #durable: StreamRecord;
+  #written: StreamRecord;
+  #applied: StreamRecord;
+  #intake: Intake = { name: 'open' };
+  /** Frames sent before the agent heard `flow` are passed over until the awaited one comes. */
+  #resync = false;
+  #fault: UndError | undefined;
+  #connection: Connection | undefined;
+  #lastDisconnect = 'the agent has not connected yet';
+  #epochReason = 'first start of the stream';
+  #lastRun = new Map<number, number>();
+  /** By disk: the newest start of a mirror run, which must be applied before its hashes are taken. */
+  #mirrorStarts = new Map<number, { run: number; seq: number }>();
+  #clock = new ClockMap();
+  #rate = new Rate();
+  #mirrorRate = new Rate();
+  #retryTimer: NodeJS.Timeout | undefined;
+  #changeTimer: NodeJS.Timeout | undefined;
+  #newestPointMs: number | null = null;
+  #closed = false;
+
+  private constructor(options: OpenStreamOptions, record: StreamRecord) {
+    super();
+    this.jobId = options.jobId;
+    this.#jobDir = options.jobDir;
+    this.#disks = options.disks.map((disk) => ({ ...disk }));
+    this.#settings = options.settings;
+    this.#limits = options.limits;
+    this.#hooks = options.hooks ?? {};
+    this.#durable = record;
+    this.#written = record;
+    this.#applied = record;
+  }
+
+  /**
+   * Open a job's stream, new or after a restart: the journal is recovered, and apply goes on where it was.
+   * @throws UND_JOURNAL_IO, UND_JOURNAL_CORRUPT; UND_APPLY_WRITE_FAILED if a replica disk cannot be opened
+   */
+  static async open(options: OpenStreamOptions): Promise<ReplicationStream> {
+    await mkdir(options.jobDir, { recursive: true, mode: 0o700 });
+    let record = newStreamRecord(options.disks);
+    const stored = await readJson(join(options.jobDir, 'stream.json'));
+    if (stored !== undefined) {
+      if (!Value.Check(StreamRecord, stored)) {
+        throw undError('UND_JOURNAL_CORRUPT', {
+          job: options.jobId,
+          segment: 'stream.json',
+          offsetBytes: 0,
+          reason: 'it is not the record of a stream',
+        });
+      }
+      record = stored;
+    }
+    const stream = new ReplicationStream(options, record);
+    // What the replica was at first must be known however early a restart comes.
+    if (stored === undefined) await stream.#persist();
+    // The owner may have grown a replica disk while the stream was closed.
+    for (const disk of options.disks) stream.#grow(disk.index, disk.sizeBytes);
+    stream.#journal = await Journal.open(
+      {
+        jobId: options.jobId,
+        dir: join(options.jobDir, 'journal'),
+        appliedSeq: record.seq,
+        limitBytes: options.limits.journalBytes,
+        segmentBytes: options.limits.segmentBytes,
+      },
+      {
+        durable: (frames) => stream.#onDurable(frames),
+        failed: (error) => stream.#onJournalFailed(error),
+      },
+      (recovered) => stream.#foldDurable(recovered),
+    );
+    if (stream.#journal.epoch > Math.max(1, stream.#durable.epoch)) {
+      stream.#epochReason = 'the stream was being begun anew when the appliance restarted';
+    }
+    stream.#applier = new Applier(
+      {
+        jobId: options.jobId,
+        reader: (fromSeq) => stream.#journal.reader(fromSeq),
+        diskId: (index) =>
+          stream.#disks.find((disk) => disk.index === index)?.diskId ?? String(index),
+        diskSizes: () => stream.#sizes(),
+        onWritten: (header, mark) => {
+          stream.#written = foldFrame(stream.#written, header, mark);
+        },
+        onFlushed: (seq) => stream.#onFlushed(seq),
+      },
+      record.seq,
+    );
+    stream.#applier.on('change', () => stream.#changed());
+    if (options.disks.every(({ replicaPath }) => replicaPath !== null)) {
+      await stream.reopenDisks(
+        new Map(options.disks.map(({ diskId, replicaPath }) => [diskId, replicaPath as string])),
+      );
+    }
+    return stream;
+  }
+
+  /** Rises each time the stream has to begin anew. */
+  get epoch(): number {
+    return this.#journal.epoch;
+  }
+
+  // ---- what the job service does -------------------------------------------------------------------------------
+
+  /** Change compression or bandwidth limit; the agent is told at once. */
+  configure(settings: StreamSettings): void {
+    this.#settings = settings;
+    this.#connection?.channel.send({ type: 'tuneJob', jobId: this.jobId, ...settings });
+  }
+
+  /** Take no more frames; resolves when everything taken is durable. Frames on the way are not acknowledged. */
+  async stopIntake(reason: string): Promise<void> {
+    this.#hold('owner', reason);
+    await this.#journal.settle();
+    this.#changed();
+  }
+
+  /** Take frames again after `stopIntake`. */
+  startIntake(): void {
+    if (this.#intake.name === 'held' && this.#intake.by === 'owner') this.#openIntake();
+  }
+
+  /**
+   * Resolves with the sequence number up to which everything is on the replica disks, flushed: all that is durable.
+   * Call `stopIntake` first, or more comes behind it.
+   * @throws what stopped apply, e.g. UND_APPLY_NO_SPACE
+   */
+  async drainApply(): Promise<number> {
+    await this.#journal.settle();
+    const seq = this.#journal.durableSeq;
+    await this.#applier.drain(seq);
+    return seq;
+  }
+
+  /** Stop apply and close the replica disks, so that they can be detached. Intake goes on into the journal. */
+  async closeDisks(reason = 'the replica disks are detached'): Promise<void> {
+    await this.#applier.pause(reason);
+    for (const disk of this.#replicas.values()) await disk.close();
+    this.#replicas.clear();
+    this.#changed();
+  }
+
+  /**
+   * Open the replica disks and let apply go on.
+   * @param paths replica path by disk id
+   * @throws UND_APPLY_WRITE_FAILED if one cannot be opened
+   */
+  async reopenDisks(paths: ReadonlyMap<string, string>): Promise<void> {
+    await this.closeDisks('the replica disks are being opened');
+    for (const disk of this.#disks) {
+      const path = paths.get(disk.diskId) ?? disk.replicaPath;
+      if (path === null || path === undefined) {
+        throw undError('UND_APPLY_WRITE_FAILED', {
+          disk: disk.diskId,
+          job: this.jobId,
+          reason: 'it is not attached',
+        });
+      }
+      disk.replicaPath = path;
+      try {
+        this.#replicas.set(disk.index, await ReplicaDisk.open(path));
+      } catch (cause) {
+        await this.closeDisks('a replica disk cannot be opened');
+        throw undError(
+          'UND_APPLY_WRITE_FAILED',
+          { disk: disk.diskId, job: this.jobId, reason: (cause as Error).message },
+          { cause },
+        );
+      }
+    }
+    this.#resumeApply();
+  }
+
+  /** Stop applying; the journal goes on. */
+  async pauseApply(reason: string): Promise<void> {
+    await this.#applier.pause(reason);
+  }
+
+  /** Go on applying, after a pause or after an error whose cause is gone. */
+  resumeApply(): void {
+    if (this.#applier.state.name !== 'running') this.#resumeApply();
+  }
+
+  #resumeApply(): void {
+    if (this.#replicas.size !== this.#disks.length) return;
+    this.#written = this.#applied;
+    this.#applier.resume(this.#replicas);
+  }
+
+  /**
+   * Start over with a difference mirror of all disks, in a new epoch: after a poison frame, a damaged journal, or when
+   * a person doubts the replica. What is in the journal and not applied is dropped; nothing is lost by that, because
+   * every block is compared.
+   */
+  async restart(reason: string): Promise<void> {
+    await this.#applier.pause(reason);
+    this.#hold('owner', reason);
+    await this.#journal.settle();
+    await this.#journal.dropUnapplied();
+    this.#applied = askDifference(this.#applied, reason);
+    this.#written = this.#applied;
+    this.#durable = this.#applied;
+    await this.#persist();
+    this.#epochReason = reason;
+    await this.#journal.beginEpoch();
+    this.#fault = undefined;
+    this.#newestPointMs = null;
+    this.#intake = { name: 'open' };
+    this.#resumeApply();
+    this.#disconnect(undError('UND_LINK_CLOSED', { reason }));
+    this.#changed();
+  }
+
+  /** Check the whole journal; see Journal.verify. */
+  verifyJournal(): ReturnType<Journal['verify']> {
+    return this.#journal.verify();
+  }
+
+  /** Close, keeping everything; `open` goes on from here. */
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
+    clearTimeout(this.#retryTimer);
+    clearTimeout(this.#changeTimer);
+    this.#disconnect();
+    await this.closeDisks('the stream is closed');
+    await this.#journal.close();
+  }
+
+  /** End the job on the agent (if it is connected), close, and remove the journal and everything known. */
+  async destroy(reason = 'the job was deleted'): Promise<void> {
+    this.#connection?.channel.send({ type: 'stopJob', jobId: this.jobId, reason });
+    await this.close();
+    await this.#journal.destroy();
+    await rm(this.#jobDir, { recursive: true, force: true });
+  }
+
+  /**
+   * Serve this connection; an older one of the same job is closed. The agent is told where the journal stands.
+   * The caller routes the connection's frames and its messages that carry a `jobId` (and `hashRequest`) here.
+   */
+  connect(channel: AgentChannel): StreamConnection {
+    this.#disconnect(undError('UND_LINK_CLOSED', { reason: 'a newer connection took over' }));
+    const connection: Connection = {
+      channel,
+      ready: false,
+      status: null,
+      asked: new Map(),
+      hashing: 0,
+    };
+    this.#connection = connection;
+    this.#resync = false;
+    this.#clock.reset();
+    this.#sendConfigure(connection);
+    const current = () => this.#connection === connection && !this.#closed;
+    return {
+      frame: async (frame) => {
+        if (!current()) return;
+        await this.#onFrame(connection, frame).catch((error) => {
+          this.#lost(connection, asUndError(error).message);
+          throw error;
+        });
+      },
+      control: async (message) => {
+        if (!('jobId' in message) || message.jobId !== this.jobId) return false;
+        if (current()) await this.#onControl(connection, message);
+        return true;
+      },
+      closed: () => {
+        if (current()) this.#lost(connection, 'the connection to the agent was lost');
+      },
+    };
+  }
+
+  #lost(connection: Connection, reason: string): void {
+    if (this.#connection !== connection) return;
+    this.#connection = undefined;
+    this.#lastDisconnect = reason;
+    this.#changed();
+  }
+
+  #disconnect(error?: UndError): void {
+    const connection = this.#connection;
+    this.#connection = undefined;
+    connection?.channel.close(error);
+  }
+
+  // ---- the connection ------------------------------------------------------------------------------------------
+
+  #sendConfigure(connection: Connection): void {
+    // What was taken before on another connection is settled first: the agent must be told what is truly durable.
+    this.#journal
+      .settle()
+      .then(() => {
+        if (this.#connection !== connection) return;
+        // The agent ends its mirror runs when it is configured: they are asked for again when it is ready.
+        connection.ready = false;
+        connection.asked.clear();
+        const bound = this.#durable.epoch === this.#journal.epoch;
+        connection.channel.send({
+          type: 'configureJob',
+          jobId: this.jobId,
+          journalId: this.#journal.journalId,
+          streamEpoch: this.#journal.epoch,
+          epochReason: this.#epochReason,
+          disks: this.#disks.map(({ diskId, index, devicePath, sizeBytes }) => ({
+            diskId,
+            index,
+            devicePath,
+            sizeBytes,
+          })),
+          compression: this.#settings.compression,
+          bandwidthLimitBytesPerSec: this.#settings.bandwidthLimitBytesPerSec,
+          ringBytes: this.#limits.ringBytes ?? DEFAULT_RING_BYTES,
+          durable: {
+            seq: this.#journal.durableSeq,
+            capturePos: bound ? this.#durable.capturePos : 0,
+          },
+          binding: bound ? this.#durable.binding : null,
+          orderLost: this.#durable.order.name === 'lost' ? this.#durable.order.reason : undefined,
+          intakeOpen: this.#intake.name === 'open' && !this.#fault,
+        });
+      })
+      .catch((error) => connection.channel.close(asUndError(error)));
+  }
+
+  async #onControl(connection: Connection, message: ControlMessage): Promise<void> {
+    switch (message.type) {
+      case 'jobReady':
+        connection.ready = message.streamEpoch === this.#journal.epoch;
+        this.#askMirrors();
+        break;
+      case 'needEpoch':
+        if (message.streamEpoch !== this.#journal.epoch) break;
+        this.#epochReason = message.reason;
+        await this.#journal.settle();
+        await this.#journal.beginEpoch();
+        this.#sendConfigure(connection);
+        break;
+      case 'status':
+        connection.status = message;
+        this.#clock.sample(message.bootMs, performance.now());
+        break;
+      case 'hashRequest':
+        // Not awaited: frames go on meanwhile, and hashing waits for them to be applied.
+        this.#answerHashes(connection, message).catch(() => {});
+        break;
+      case 'diskResized':
+        await this.#onDiskResized(connection, message);
+        break;
+      case 'jobFailed':
+        this.#lastDisconnect = message.error.message;
+        connection.ready = false;
+        break;
+      default:
+        break;
+    }
+    this.#changed();
+  }
+
+  async #onFrame(connection: Connection, frame: Buffer): Promise<void> {
+    this.#rate.add(frame.length);
+    if (this.#intake.name === 'held' || this.#fault) return;
+    let header: FrameHeader;
+    let mark: Mark | null;
+    try {
+      header = checkFrame(frame);
+      mark = header.kind === 'mark' ? readMark(header, frame) : null;
+    } catch (error) {
+      const coded = asUndError(error);
+      if (coded.code === 'UND_FRAME_INVALID') {
+        this.#stopFor(coded);
+        return;
+      }
+      throw coded;
+    }
+    const expected = this.#journal.takenSeq + 1;
+    if (header.epoch !== this.#journal.epoch) {
+      // Frames of the old epoch may be on their way while the new one is being agreed on.
+      if (!connection.ready) return;
+      throw undError('UND_FRAME_EPOCH', {
+        epoch: header.epoch,
+        job: this.jobId,
+        expected: this.#journal.epoch,
+      });
+    }
+    if (header.seq < expected) return;
+    if (header.seq > expected) {
+      if (this.#resync) return;
+      throw undError('UND_FRAME_GAP', { seq: header.seq, job: this.jobId, expected });
+    }
+    this.#resync = false;
+    if (mark?.type === 'mirrorStart')
+      this.#mirrorStarts.set(mark.disk, { run: mark.run, seq: header.seq });
+    await this.#journal.append(header, frame).catch((error) => {
+      // The failed event has held intake already; the frame is sent again when it opens.
+      if (!this.#journal.error) throw error;
+    });
+    if (this.#journal.unappliedBytes > this.#limits.journalBytes) {
+      const full = undError('UND_JOURNAL_FULL', {
+        job: this.jobId,
+        usedBytes: this.#journal.unappliedBytes,
+        limitBytes: this.#limits.journalBytes,
+      });
+      this.#hold('journal-full', full.message);
+    }
+  }
+
+  #stopFor(error: UndError): void {
+    this.#fault = error;
+    this.#connection?.channel.send({
+      type: 'flow',
+      jobId: this.jobId,
+      state: 'held',
+      nextSeq: this.#journal.takenSeq + 1,
+      reason: error.message,
+    });
+    this.#changed();
+  }
+
+  #hold(by: 'owner' | 'journal-full' | 'journal-error', reason: string): void {
+    if (this.#intake.name === 'held' && this.#intake.by === 'owner') return;
+    this.#intake = { name: 'held', by, reason };
+    this.#connection?.channel.send({
+      type: 'flow',
+      jobId: this.jobId,
+      state: 'held',
+      nextSeq: this.#journal.takenSeq + 1,
+      reason,
+    });
+    this.#changed();
+  }
+
+  #openIntake(): void {
+    this.#intake = { name: 'open' };
+    this.#resync = true;
+    this.#connection?.channel.send({
+      type: 'flow',
+      jobId: this.jobId,
+      state: 'open',
+      nextSeq: this.#journal.takenSeq + 1,
+      reason: null,
+    });
+    this.#askMirrors();
+    this.#changed();
+  }
+
+  #askMirrors(): void {
+    const connection = this.#connection;
+    if (!connection?.ready || this.#intake.name === 'held' || this.#fault) return;
+    if (this.#durable.epoch !== this.#journal.epoch && this.#durable.epoch !== 0) {
+      // The epoch's first frame decides what is needed; it is on its way.
+      return;
+    }
+    for (const { index, mirror, lastRun } of this.#durable.disks) {
+      if (mirror.name === 'done') continue;
+      const asked = connection.asked.get(index);
+      if (
+        asked &&
+        (asked.need === mirror || (mirror.name === 'running' && mirror.run === asked.run))
+      ) {
+        continue;
+      }
+      const run =
+        mirror.name === 'running'
+          ? mirror.run
+          : Math.max(lastRun, this.#lastRun.get(index) ?? 0) + 1;
+      this.#lastRun.set(index, run);
+      connection.asked.set(index, { run, need: mirror });
+      connection.channel.send({
+        type: 'startMirror',
+        jobId: this.jobId,
+        disk: index,
+        run,
+        kind: mirror.kind,
+        reason: mirror.reason,
+        startBytes: mirror.startBytes,
+        endBytes: mirror.endBytes,
+        cursorBytes: mirror.name === 'running' ? mirror.cursorBytes : mirror.startBytes,
+        skippedBytes: mirror.name === 'running' ? mirror.skippedBytes : 0,
+      });
+    }
+  }
+
+  async #answerHashes(connection: Connection, request: ControlOf<'hashRequest'>): Promise<void> {
+    const { requestId, disk, offsetBytes, lengthBytes, chunkBytes } = request;
+    connection.hashing++;
+    try {
+      if (connection.hashing > MAX_HASHING) {
+        throw undError('UND_CONTROL_INVALID', {
+          type: 'hashRequest',
+          reason: `more than ${MAX_HASHING} at once`,
+        });
+      }
+      const record = this.#durable.disks.find(({ index }) => index === disk);
+      const sizeBytes = record?.sizeBytes;
+      const start = this.#mirrorStarts.get(disk);
+      const startSeq = start?.run === request.run ? start.seq : undefined;
+      if (
+        startSeq === undefined ||
+        sizeBytes === undefined ||
+        offsetBytes + lengthBytes > sizeBytes
+      ) {
+        throw undError('UND_CONTROL_INVALID', {
+          type: 'hashRequest',
+          reason: `no run of disk ${disk} covers ${lengthBytes} bytes at ${offsetBytes}`,
+        });
+      }
+      await this.#untilWritten(connection, startSeq);
+      const hashes: Buffer[] = [];
+      for (let done = 0; done < lengthBytes; done += chunkBytes) {
+        const replica = this.#replicas.get(disk);
+        if (!replica)
+          throw undError('UND_APPLY_PAUSED', { job: this.jobId, reason: 'its disks are closed' });
+        const length = Math.min(chunkBytes, lengthBytes - done);
+        const data = await replica.read(offsetBytes + done, length);
+        hashes.push(createHash('sha256').update(data).digest().subarray(0, HASH_BYTES));
+      }
+      connection.channel.send({
+        type: 'hashes',
+        requestId,
+        hashes: Buffer.concat(hashes).toString('base64'),
+      });
+    } catch (error) {
+      connection.channel.send({
+        type: 'hashes',
+        requestId,
+        error: toErrorMessage(asUndError(error)),
+      });
+    } finally {
+      connection.hashing--;
+    }
+  }
+
+  /** Apply may be paused or stopped meanwhile: the mirror waits for it, as everything does that needs the disks. */
+  async #untilWritten(connection: Connection, seq: number): Promise<void> {
+    while (this.#connection === connection) {
+      if (this.#applier.state.name !== 'running') await once(this.#applier, 'change');
+      else if (await this.#applier.reached(seq).then(yes, no)) return;
+    }
+    throw undError('UND_LINK_CLOSED', { reason: 'while hashes were being taken' });
+  }
+
+  async #onDiskResized(connection: Connection, message: ControlOf<'diskResized'>): Promise<void> {
+    const disk = this.#disks.find(({ index }) => index === message.disk);
+    if (!disk || message.sizeBytes <= disk.sizeBytes) return;
+    try {
+      if (!this.#hooks.onDiskResized) throw new Error('nobody can grow the replica disk');
+      await this.#hooks.onDiskResized(disk.diskId, message.sizeBytes);
+    } catch (cause) {
+      this.#stopFor(
+        undError(
+          'UND_DISK_RESIZE_NEEDED',
+          {
+            disk: disk.diskId,
+            job: this.jobId,
+            newSizeBytes: message.sizeBytes,
+            sizeBytes: disk.sizeBytes,
+          },
+          { cause },
+        ),
+      );
+      return;
+    }
+    if (this.#fault?.code === 'UND_DISK_RESIZE_NEEDED') this.#fault = undefined;
+    this.#grow(disk.index, message.sizeBytes);
+    await this.#persist();
+    this.#sendConfigure(connection);
+  }
+
+  #grow(index: number, sizeBytes: number): void {
+    const disk = this.#disks.find((candidate) => candidate.index === index);
+    if (disk) disk.sizeBytes = Math.max(disk.sizeBytes, sizeBytes);
+    this.#durable = growDisk(this.#durable, index, sizeBytes);
+    this.#written = growDisk(this.#written, index, sizeBytes);
+    this.#applied = growDisk(this.#applied, index, sizeBytes);
+  }
+
+  #sizes(): number[] {
+    const sizes: number[] = [];
+    for (const { index, sizeBytes } of this.#applied.disks) sizes[index] = sizeBytes;
+    return sizes;
+  }
+
+  // ---- journal and apply ---------------------------------------------------------------------------------------
+
+  #foldDurable({ header, frame }: JournalFrame): Mark | null {
+    const mark = header.kind === 'mark' ? readMark(header, frame) : null;
+    if (mark?.type === 'mirrorStart')
+      this.#mirrorStarts.set(mark.disk, { run: mark.run, seq: header.seq });
+    const before = this.#durable.disks;
+    this.#durable = foldFrame(this.#durable, header, mark);
+    if (header.kind === 'mirror') this.#countMirror(before);
+    if (isWhole(this.#durable)) this.#newestPointMs = header.wallMs;
+    return mark;
+  }
+
+  #countMirror(before: StreamRecord['disks']): void {
+    this.#durable.disks.forEach(({ mirror }, at) => {
+      const old = before[at]?.mirror;
+      if (mirror.name === 'running' && old?.name === 'running') {
+        this.#mirrorRate.add(mirror.cursorBytes - old.cursorBytes);
+      }
+    });
+  }
+
+  #onDurable(frames: readonly JournalFrame[]): void {
+    let ask = false;
+    for (const frame of frames) {
+      const mark = this.#foldDurable(frame);
+      if (mark && mark.type !== 'tick') ask = true;
+    }
+    this.#connection?.channel.send({
+      type: 'ack',
+      jobId: this.jobId,
+      seq: this.#durable.seq,
+      capturePos: this.#durable.capturePos,
+    });
+    this.#applier.poke();
+    if (ask) this.#askMirrors();
+    this.#changed();
+  }
+
+  #onJournalFailed(error: UndError): void {
+    this.#hold('journal-error', error.message);
+    const retry = () => {
+      this.#journal
+        .retry()
+        .then(() => {
+          if (this.#intake.name === 'held' && this.#intake.by === 'journal-error')
+            this.#openIntake();
+        })
+        .catch(() => {
+          this.#retryTimer = setTimeout(retry, JOURNAL_RETRY_MS).unref();
+        });
+    };
+    this.#retryTimer = setTimeout(retry, JOURNAL_RETRY_MS).unref();
+  }
+
+  async #onFlushed(seq: number): Promise<void> {
+    this.#applied = this.#written;
+    await this.#persist();
+    await this.#journal.applied(seq);
+    if (
+      this.#intake.name === 'held' &&
+      this.#intake.by === 'journal-full' &&
+      this.#journal.unappliedBytes < this.#limits.journalBytes * 0.8
+    ) {
+      this.#openIntake();
+    }
+  }
+
+  /** One write at a time, each of the newest record: a flush and a disk that grows may both ask for it at once. */
+  #persist(): Promise<void> {
+    const run = this.#persisting.then(() =>
+      writeJsonDurably(join(this.#jobDir, 'stream.json'), this.#applied).catch((cause) => {
+        throw undError('UND_JOURNAL_IO', { job: this.jobId, reason: cause.message }, { cause });
+      }),
+    );
+    this.#persisting = run.catch(() => {});
+    return run;
+  }
+
+  #persisting: Promise<void> = Promise.resolve();
+
+  #changed(): void {
+    if (this.#changeTimer || this.#closed) return;
+    this.#changeTimer = setTimeout(() => {
+      this.#changeTimer = undefined;
+      this.emit('change');
+    }, CHANGE_MS);
+  }
+
+  // ---- what is shown -------------------------------------------------------------------------------------------
+
+  /** State and figures now. */
+  state(): StreamView {
+    const record = this.#durable;
+    const lagMs =
+      record.seq === 0
+        ? null
+        : this.#clock.ageMs(Number(BigInt(record.bootTimeNs)) / 1e6, performance.now());
+    const status = this.#connection?.status ?? null;
+    return {
+      phase: this.#phase(lagMs),
+      mode: this.#mode(),
+      disks: record.disks.map(({ index, sizeBytes, mirror }) => ({
+        diskId: this.#disks.find((disk) => disk.index === index)?.diskId ?? String(index),
+        index,
+        sizeBytes,
+        mirror: viewMirror(mirror),
+      })),
+      rateBytesPerSec: this.#rate.perSecond(),
+      etaSeconds: this.#eta(),
+      lagBytes: status?.backlogBytes ?? 0,
+      lagMs,
+      durableSeq: this.#journal.durableSeq,
+      appliedSeq: this.#applier.appliedSeq,
+      applyBacklogBytes: this.#journal.unappliedBytes,
+      journalBytes: this.#journal.bytes,
+      consistent: isWhole(record),
+      newestPointMs: this.#newestPointMs,
+    };
+  }
+
+  #phase(lagMs: number | null): StreamPhase {
+    const { state } = this.#applier;
+    if (this.#fault) return { name: 'error', error: this.#fault.toJSON() };
+    if (state.name === 'error') return { name: 'error', error: state.error.toJSON() };
+    if (this.#intake.name === 'held') return { name: 'held', reason: this.#intake.reason };
+    if (!this.#connection?.ready) {
+      const reason = this.#connection ? 'the agent is taking up the stream' : this.#lastDisconnect;
+      return { name: 'waiting-for-agent', reason };
+    }
+    const open = this.#durable.disks.filter(({ mirror }) => mirror.name !== 'done');
+    if (open.length > 0) {
+      return {
+        name: 'mirroring',
+        reason: [...new Set(open.map(({ mirror }) => mirror.reason))].join('; '),
+      };
+    }
+    if (this.#durable.order.name === 'lost') {
+      return { name: 'catching-up', reason: this.#durable.order.reason };
+    }
+    const status = this.#connection.status;
+    if (status?.mode === 'tracking') {
+      return { name: 'catching-up', reason: status.reason ?? 'order was lost' };
+    }
+    if (lagMs === null || lagMs > PROTECTED_LAG_MS) {
+      return { name: 'catching-up', reason: 'replication lags behind the source server' };
+    }
+    if (!isWhole(this.#applied) || this.#journal.unappliedBytes > PROTECTED_BACKLOG_BYTES) {
+      return { name: 'catching-up', reason: 'the journal is being applied to the replica disks' };
+    }
+    return { name: 'protected' };
+  }
+
+  #mode(): StreamView['mode'] {
+    const { order, seq } = this.#durable;
+    if (seq === 0) return { mode: 'none', reason: 'nothing has arrived yet', sinceMs: null };
+    const status = this.#connection?.status;
+    if (order.name === 'lost')
+      return { mode: 'tracking', reason: order.reason, sinceMs: order.wallMs };
+    if (status?.mode === 'tracking') {
+      return { mode: 'tracking', reason: status.reason, sinceMs: null };
+    }
+    if (order.name === 'resumed') {
+      return { mode: 'draining', reason: order.reason, sinceMs: order.wallMs };
+    }
+    return { mode: 'ordered', reason: null, sinceMs: null };
+  }
+
+  #eta(): number | null {
+    let left = 0;
+    for (const { mirror } of this.#durable.disks) {
+      if (mirror.name === 'needed') left += mirror.endBytes - mirror.startBytes;
+      if (mirror.name === 'running') left += mirror.endBytes - mirror.cursorBytes;
+    }
+    const perSecond = this.#mirrorRate.perSecond();
+    return left === 0 || perSecond <= 0 ? null : Math.ceil(left / perSecond);
+  }
+}
+
+const yes = () => true;
+const no = () => false;
+
+function viewMirror(mirror: MirrorState): StreamMirror {
+  const { kind, reason } = mirror;
+  const totalBytes = mirror.endBytes - mirror.startBytes;
+  switch (mirror.name) {
+    case 'needed':
+      return { state: 'needed', kind, reason, totalBytes, doneBytes: 0, skippedBytes: 0 };
+    case 'running':
+      return {
+        state: 'running',
+        kind,
+        reason,
+        totalBytes,
+        doneBytes: mirror.cursorBytes - mirror.startBytes,
+        skippedBytes: mirror.skippedBytes,
+      };
+    case 'done':
+      return {
+        state: 'done',
+        kind,
+        reason,
+        totalBytes,
+        doneBytes: totalBytes,
+        skippedBytes: mirror.skippedBytes,
+      };
+  }
+}

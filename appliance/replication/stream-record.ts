@@ -1,0 +1,238 @@
+/**
+ * Pure: what the appliance knows of a stream, as a fold over its frames. The same fold gives the durable record (frames
+ * in the journal) and the applied record (frames on the replica disks); only the applied one is persisted, and after a
+ * restart the durable one is the applied one plus the journal's frames behind it.
+ */
+import Type, { type Static } from 'typebox';
+import type { FrameHeader } from '../../protocol/frame.ts';
+import type { Mark } from '../../protocol/marks.ts';
+
+const Bytes = Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER });
+const Kind = Type.Union([Type.Literal('full'), Type.Literal('difference')]);
+
+/**
+ * What a disk's replica still needs.
+ * - `needed`: a mirror of [startBytes, endBytes), for this reason; nothing of it has begun.
+ * - `running`: a run is under way; before cursorBytes all is done.
+ * - `done`: the replica is whole, and captured writes keep it so.
+ */
+export const MirrorState = Type.Union([
+  Type.Object({
+    name: Type.Literal('needed'),
+    kind: Kind,
+    reason: Type.String(),
+    startBytes: Bytes,
+    endBytes: Bytes,
+  }),
+  Type.Object({
+    name: Type.Literal('running'),
+    kind: Kind,
+    reason: Type.String(),
+    run: Type.Integer({ minimum: 1 }),
+    startBytes: Bytes,
+    endBytes: Bytes,
+    cursorBytes: Bytes,
+    skippedBytes: Bytes,
+  }),
+  Type.Object({
+    name: Type.Literal('done'),
+    kind: Kind,
+    reason: Type.String(),
+    startBytes: Bytes,
+    endBytes: Bytes,
+    skippedBytes: Bytes,
+  }),
+]);
+export type MirrorState = Static<typeof MirrorState>;
+
+export const StreamRecord = Type.Object({
+  version: Type.Literal(1),
+  seq: Bytes,
+  capturePos: Bytes,
+  bootTimeNs: Type.String({ pattern: '^[0-9]+$' }),
+  wallMs: Bytes,
+  /** Which capture the epoch is bound to; null until its first frame. */
+  epoch: Bytes,
+  binding: Type.Union([
+    Type.Null(),
+    Type.Object({ captureId: Type.String(), bootId: Type.String() }),
+  ]),
+  order: Type.Union([
+    Type.Object({ name: Type.Literal('held') }),
+    Type.Object({ name: Type.Literal('lost'), reason: Type.String(), wallMs: Bytes }),
+    Type.Object({ name: Type.Literal('resumed'), reason: Type.String(), wallMs: Bytes }),
+  ]),
+  disks: Type.Array(
+    Type.Object({
+      index: Type.Integer({ minimum: 0 }),
+      sizeBytes: Bytes,
+      lastRun: Bytes,
+      mirror: MirrorState,
+    }),
+  ),
+});
+export type StreamRecord = Static<typeof StreamRecord>;
+export type DiskRecord = StreamRecord['disks'][number];
+
+/** A job that has not received anything. `freshReplica: false`: the replica disks hold something already. */
+export function newStreamRecord(
+  disks: ReadonlyArray<{ index: number; sizeBytes: number; freshReplica: boolean }>,
+): StreamRecord {
+  return {
+    version: 1,
+    seq: 0,
+    capturePos: 0,
+    bootTimeNs: '0',
+    wallMs: 0,
+    epoch: 0,
+    binding: null,
+    order: { name: 'held' },
+    disks: disks.map(({ index, sizeBytes, freshReplica }) => ({
+      index,
+      sizeBytes,
+      lastRun: 0,
+      mirror: freshReplica
+        ? {
+            name: 'needed',
+            kind: 'full',
+            reason: 'first mirror',
+            startBytes: 0,
+            endBytes: sizeBytes,
+          }
+        : needDifference('first mirror onto a replica disk that was used before', sizeBytes),
+    })),
+  };
+}
+
+const needDifference = (reason: string, sizeBytes: number): MirrorState => ({
+  name: 'needed',
+  kind: 'difference',
+  reason,
+  startBytes: 0,
+  endBytes: sizeBytes,
+});
+
+const withDisks = (
+  record: StreamRecord,
+  change: (disk: DiskRecord) => MirrorState | null,
+): DiskRecord[] =>
+  record.disks.map((disk) => {
+    const mirror = change(disk);
+    return mirror ? { ...disk, mirror } : disk;
+  });
+
+/** The record after one more frame. */
+export function foldFrame(
+  record: StreamRecord,
+  header: FrameHeader,
+  mark: Mark | null,
+): StreamRecord {
+  const next: StreamRecord = {
+    ...record,
+    seq: header.seq,
+    epoch: header.epoch,
+    capturePos: header.capturePos,
+    bootTimeNs: String(header.bootTimeNs),
+    wallMs: header.wallMs,
+  };
+  if (header.kind === 'mirror') {
+    next.disks = withDisks(record, ({ index, mirror }) =>
+      index === header.disk && mirror.name === 'running' && mirror.run === header.run
+        ? { ...mirror, cursorBytes: header.cursorBytes, skippedBytes: header.skippedBytes }
+        : null,
+    );
+    return next;
+  }
+  switch (mark?.type) {
+    case 'epochStart':
+      next.binding = { captureId: mark.captureId, bootId: mark.bootId };
+      next.order = { name: 'held' };
+      // The first epoch finds the replica as the job was made with it. Any later one may have missed writes, and a
+      // replica that holds older writes is not blank either: compare.
+      if (header.epoch !== 1) {
+        next.disks = withDisks(record, (disk) => needDifference(mark.reason, disk.sizeBytes));
+      }
+      break;
+    case 'mirrorStart':
+      next.disks = record.disks.map((disk) => {
+        if (disk.index !== mark.disk) return disk;
+        const { mirror } = disk;
+        if (mirror.name === 'running' && mirror.run === mark.run) return disk;
+        // A run for what is no longer asked for (the need changed while it was on its way) is not begun.
+        if (mirror.name !== 'needed' || mark.run <= disk.lastRun) return disk;
+        if (mark.startBytes > mirror.startBytes || mark.endBytes < mirror.endBytes) return disk;
+        if (mirror.kind === 'difference' && mark.kind === 'full') return disk;
+        return {
+          ...disk,
+          lastRun: mark.run,
+          mirror: {
+            name: 'running',
+            kind: mark.kind,
+            reason: mark.reason,
+            run: mark.run,
+            startBytes: mark.startBytes,
+            endBytes: mark.endBytes,
+            cursorBytes: mark.startBytes,
+            skippedBytes: 0,
+          },
+        };
+      });
+      break;
+    case 'mirrorEnd':
+      next.disks = withDisks(record, ({ index, mirror }) => {
+        if (index !== mark.disk || mirror.name !== 'running' || mirror.run !== mark.run)
+          return null;
+        if (mirror.cursorBytes < mirror.endBytes) return null;
+        const { kind, reason, startBytes, endBytes, skippedBytes } = mirror;
+        return { name: 'done', kind, reason, startBytes, endBytes, skippedBytes };
+      });
+      break;
+    case 'orderLost':
+      next.order = { name: 'lost', reason: mark.reason, wallMs: header.wallMs };
+      break;
+    case 'orderResumed':
+      next.order = { name: 'resumed', reason: mark.reason, wallMs: header.wallMs };
+      next.disks = withDisks(record, (disk) =>
+        mark.disks.includes(disk.index) ? needDifference(mark.reason, disk.sizeBytes) : null,
+      );
+      break;
+    case 'tick':
+    case undefined:
+      break;
+  }
+  if (next.order.name === 'resumed' && isWhole(next)) next.order = { name: 'held' };
+  return next;
+}
+
+/** Every disk's mirror is done and order is held: with this record applied, the replica is crash-consistent. */
+export const isWhole = (record: StreamRecord): boolean =>
+  record.order.name !== 'lost' && record.disks.every(({ mirror }) => mirror.name === 'done');
+
+/** The record after a disk of the source grew; only the new range is mirrored if the rest is whole. */
+export function growDisk(record: StreamRecord, index: number, sizeBytes: number): StreamRecord {
+  return {
+    ...record,
+    disks: record.disks.map((disk): DiskRecord => {
+      if (disk.index !== index || sizeBytes <= disk.sizeBytes) return disk;
+      const reason = `disk grew from ${disk.sizeBytes} to ${sizeBytes} bytes`;
+      const { mirror } = disk;
+      if (mirror.name === 'done') {
+        const grown = { ...needDifference(reason, sizeBytes), startBytes: disk.sizeBytes };
+        return { ...disk, sizeBytes, mirror: grown as MirrorState };
+      }
+      if (mirror.name === 'needed')
+        return { ...disk, sizeBytes, mirror: { ...mirror, endBytes: sizeBytes } };
+      return {
+        ...disk,
+        sizeBytes,
+        mirror: needDifference(`${mirror.reason}; ${reason}`, sizeBytes),
+      };
+    }),
+  };
+}
+
+/** The record with a difference mirror of all disks asked for. */
+export const askDifference = (record: StreamRecord, reason: string): StreamRecord => ({
+  ...record,
+  disks: withDisks(record, (disk) => needDifference(reason, disk.sizeBytes)),
+});

@@ -1,0 +1,120 @@
+/**
+ * The schema, one step per entry; a released step is never changed, only followed by another one.
+ * Columns that end in `_json` hold values of the types that the store of the table declares.
+ */
+export const MIGRATIONS: readonly string[] = [
+  `
+  CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+
+  CREATE TABLE users (
+    username TEXT PRIMARY KEY,
+    password_hash TEXT NOT NULL,
+    role TEXT NOT NULL CHECK (role IN ('admin','operator','viewer')),
+    must_change_password INTEGER NOT NULL,
+    created_at TEXT NOT NULL
+  ) STRICT;
+
+  CREATE TABLE sessions (
+    token_hash TEXT PRIMARY KEY,
+    username TEXT NOT NULL REFERENCES users(username) ON DELETE CASCADE,
+    created_at TEXT NOT NULL,
+    last_used_at TEXT NOT NULL,
+    expires_at TEXT NOT NULL
+  ) STRICT;
+
+  CREATE TABLE audit (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    at TEXT NOT NULL,
+    who TEXT NOT NULL,
+    act TEXT NOT NULL,
+    object TEXT NOT NULL,
+    outcome TEXT NOT NULL CHECK (outcome IN ('ok','refused','failed')),
+    detail TEXT NOT NULL
+  ) STRICT;
+
+  CREATE TABLE sources (
+    source_id TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    address TEXT NOT NULL,
+    ssh_port INTEGER NOT NULL,
+    ssh_username TEXT NOT NULL,
+    state_json TEXT NOT NULL,
+    agent_version TEXT,
+    machine_json TEXT,
+    inventory_json TEXT,
+    added_at TEXT NOT NULL
+  ) STRICT;
+  CREATE UNIQUE INDEX sources_address ON sources(address, ssh_port);
+
+  CREATE TABLE host_keys (
+    address TEXT NOT NULL,
+    port INTEGER NOT NULL,
+    fingerprint TEXT NOT NULL,
+    PRIMARY KEY (address, port)
+  ) STRICT;
+
+  CREATE TABLE enrol_tokens (
+    token_hash TEXT PRIMARY KEY,
+    source_id TEXT NOT NULL REFERENCES sources(source_id) ON DELETE CASCADE,
+    expires_at TEXT NOT NULL,
+    used_at TEXT
+  ) STRICT;
+
+  CREATE TABLE certificates (
+    serial TEXT PRIMARY KEY,
+    source_id TEXT NOT NULL,
+    source_name TEXT NOT NULL,
+    fingerprint TEXT NOT NULL,
+    not_before TEXT NOT NULL,
+    not_after TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('valid','revoked','superseded'))
+  ) STRICT;
+  CREATE INDEX certificates_source ON certificates(source_id);
+
+  CREATE TABLE passive_instances (
+    source_id TEXT NOT NULL REFERENCES sources(source_id) ON DELETE CASCADE,
+    boot_id TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    machine_json TEXT NOT NULL,
+    first_seen_at TEXT NOT NULL,
+    last_seen_at TEXT NOT NULL,
+    PRIMARY KEY (source_id, boot_id)
+  ) STRICT;
+
+  CREATE TABLE jobs (
+    job_id TEXT PRIMARY KEY,
+    source_id TEXT NOT NULL REFERENCES sources(source_id),
+    settings_json TEXT NOT NULL,
+    phase_json TEXT NOT NULL,
+    proven_bootable_at TEXT,
+    created_at TEXT NOT NULL
+  ) STRICT;
+
+  CREATE TABLE job_disks (
+    job_id TEXT NOT NULL REFERENCES jobs(job_id) ON DELETE CASCADE,
+    disk_id TEXT NOT NULL,
+    position INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    size_bytes INTEGER NOT NULL,
+    serial TEXT NOT NULL UNIQUE,
+    replica_json TEXT,
+    PRIMARY KEY (job_id, disk_id)
+  ) STRICT;
+
+  CREATE TABLE failovers (
+    failover_id TEXT PRIMARY KEY,
+    job_id TEXT NOT NULL,
+    started_at TEXT NOT NULL,
+    ended_at TEXT,
+    record_json TEXT NOT NULL
+  ) STRICT;
+  CREATE INDEX failovers_job ON failovers(job_id);
+  `,
+  // Jobs that ended: an agent that was away then still runs its part, and is told when it comes back.
+  `
+  CREATE TABLE ended_jobs (
+    job_id TEXT PRIMARY KEY,
+    source_id TEXT NOT NULL REFERENCES sources(source_id) ON DELETE CASCADE
+  ) STRICT;
+  `,
+];
