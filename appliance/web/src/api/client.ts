@@ -1,0 +1,190 @@
+/**
+ * The API's calls, typed by the contract. Every failure is an ApiFailure that carries code, message and hint, whether
+ * the appliance refused, answered something else, or did not answer at all.
+ */
+import { undError } from '../../../../protocol/errors.ts';
+import type {
+  ApiError,
+  AuditEntry,
+  Certificate,
+  Failover,
+  HostView,
+  Job,
+  PreflightReport,
+  ProtectPlan,
+  ProtectRequest,
+  Role,
+  Source,
+  SshTarget,
+  SystemInfo,
+  User,
+} from '../../../api/schema.ts';
+
+export class ApiFailure extends Error {
+  readonly status: number;
+  readonly error: ApiError;
+  constructor(status: number, error: ApiError) {
+    super(`${error.code}: ${error.message}`);
+    this.status = status;
+    this.error = error;
+  }
+}
+
+/** Whatever was thrown, as the coded error that the page shows. */
+export function asApiError(thrown: unknown): ApiError {
+  if (thrown instanceof ApiFailure) return thrown.error;
+  const reason = thrown instanceof Error ? thrown.message : String(thrown);
+  const { code, message, hint } = undError('UND_INTERNAL', { reason });
+  return { code, message, hint };
+}
+
+let sessionLost: (() => void) | undefined;
+/** Called when the appliance answers that a login is needed. */
+export function onSessionLost(listener: () => void): void {
+  sessionLost = listener;
+}
+
+let clockOffsetMs = 0;
+/**
+ * The appliance's clock, in ms since 1970, as its answers tell it (to about a second): ages of the appliance's times
+ * are told by this clock, as the reader's own may be wrong.
+ */
+export const applianceNow = (): number => Date.now() + clockOffsetMs;
+
+function learnClock(response: Response): void {
+  const date = Date.parse(response.headers.get('date') ?? '');
+  if (Number.isNaN(date)) return;
+  const offset = date + 500 - Date.now();
+  // The header has whole seconds: smaller differences are noise.
+  clockOffsetMs = Math.abs(offset) < 2000 ? 0 : offset;
+}
+
+interface Options {
+  method?: string;
+  body?: unknown;
+  limitMs?: number;
+  /** A 401 is an answer here and not the end of the session. */
+  anonymous?: boolean;
+}
+
+async function send(path: string, options: Options): Promise<Response> {
+  const limitMs = options.limitMs ?? 60_000;
+  const method = options.method ?? (options.body === undefined ? 'GET' : 'POST');
+  let response: Response;
+  try {
+    response = await fetch(path, {
+      method,
+      signal: AbortSignal.timeout(limitMs),
+      cache: 'no-store',
+      headers: {
+        ...(method === 'GET' ? {} : { 'x-understudy': '1' }),
+        ...(options.body === undefined ? {} : { 'content-type': 'application/json' }),
+      },
+      body: options.body === undefined ? undefined : JSON.stringify(options.body),
+    });
+  } catch (thrown) {
+    const timedOut = thrown instanceof DOMException && thrown.name === 'TimeoutError';
+    const reason = timedOut ? `no answer for ${limitMs / 1000} s` : 'the connection failed';
+    const { code, message, hint } = undError('UND_PAGE_OFFLINE', { reason });
+    throw new ApiFailure(0, { code, message, hint });
+  }
+  learnClock(response);
+  if (response.ok) return response;
+  const error = await readError(response, path);
+  // Other errors are 401, too: a wrong password of the user or of a source server does not end the session.
+  if (error.code === 'UND_AUTH_REQUIRED' && !options.anonymous) sessionLost?.();
+  throw new ApiFailure(response.status, error);
+}
+
+async function readError(response: Response, path: string): Promise<ApiError> {
+  try {
+    const body = (await response.json()) as Partial<ApiError>;
+    if (typeof body.code === 'string' && typeof body.message === 'string') {
+      return { code: body.code, message: body.message, hint: body.hint ?? '', field: body.field };
+    }
+  } catch {
+    // Not JSON: said below.
+  }
+  const { code, message, hint } = undError('UND_PAGE_ANSWER_INVALID', {
+    path,
+    status: response.status,
+  });
+  return { code, message, hint };
+}
+
+async function call<T>(path: string, options: Options = {}): Promise<T> {
+  const response = await send(path, options);
+  if (response.status === 204) return undefined as T;
+  try {
+    return (await response.json()) as T;
+  } catch {
+    const { code, message, hint } = undError('UND_PAGE_ANSWER_INVALID', {
+      path,
+      status: response.status,
+    });
+    throw new ApiFailure(response.status, { code, message, hint });
+  }
+}
+
+const id = encodeURIComponent;
+const post = <T>(path: string, body: unknown = {}, limitMs?: number) =>
+  call<T>(path, { method: 'POST', body, limitMs });
+
+/** Preflight and install speak SSH to another machine: they may take their time. */
+const SSH_LIMIT_MS = 300_000;
+
+export const api = {
+  login: (username: string, password: string) =>
+    call<User>('/api/login', { body: { username, password }, anonymous: true }),
+  logout: () => post<void>('/api/logout'),
+  session: () => call<User>('/api/session', { anonymous: true, limitMs: 15_000 }),
+  changePassword: (current: string, next: string) =>
+    post<User>('/api/session/password', { current, next }),
+
+  users: () => call<User[]>('/api/users'),
+  addUser: (user: { username: string; password: string; role: Role }) =>
+    post<User>('/api/users', user),
+  removeUser: (username: string) => call<void>(`/api/users/${id(username)}`, { method: 'DELETE' }),
+
+  system: () => call<SystemInfo>('/api/system'),
+  host: () => call<HostView>('/api/host'),
+
+  sources: () => call<Source[]>('/api/sources'),
+  preflight: (target: SshTarget) =>
+    post<PreflightReport>('/api/sources/preflight', target, SSH_LIMIT_MS),
+  addSource: (target: SshTarget) => post<Source>('/api/sources', target, SSH_LIMIT_MS),
+  refreshInventory: (sourceId: string) => post<Source>(`/api/sources/${id(sourceId)}/inventory`),
+  uninstall: (sourceId: string, request: { ssh?: SshTarget; force?: boolean }) =>
+    post<Source>(`/api/sources/${id(sourceId)}/uninstall`, request, SSH_LIMIT_MS),
+  certificate: (sourceId: string, action: 'renew' | 'revoke') =>
+    post<Source>(`/api/sources/${id(sourceId)}/certificate`, { action }),
+  certificates: () => call<Certificate[]>('/api/certificates'),
+
+  planJob: (request: ProtectRequest) => post<ProtectPlan>('/api/jobs/plan', request),
+  createJob: (request: ProtectRequest) => post<Job>('/api/jobs', request),
+  jobs: () => call<Job[]>('/api/jobs'),
+  patchJob: (jobId: string, patch: Partial<ProtectRequest>) =>
+    call<Job>(`/api/jobs/${id(jobId)}`, { method: 'PATCH', body: patch }),
+  pauseJob: (jobId: string) => post<Job>(`/api/jobs/${id(jobId)}/pause`),
+  resumeJob: (jobId: string) => post<Job>(`/api/jobs/${id(jobId)}/resume`),
+  mirrorJob: (jobId: string, diskId?: string) =>
+    post<Job>(`/api/jobs/${id(jobId)}/mirror`, diskId ? { diskId } : {}),
+  deleteJob: (jobId: string, disks: 'keep' | 'delete') =>
+    call<Job>(`/api/jobs/${id(jobId)}?disks=${disks}`, { method: 'DELETE' }),
+
+  failOver: (jobId: string, confirm: string) =>
+    post<Failover>(`/api/jobs/${id(jobId)}/failover`, { kind: 'unplanned', confirm }),
+  failovers: () => call<Failover[]>('/api/failovers'),
+  undo: (failoverId: string, confirm: string) =>
+    post<Failover>(`/api/failovers/${id(failoverId)}/undo`, { confirm }),
+  commit: (failoverId: string, confirm: string) =>
+    post<Failover>(`/api/failovers/${id(failoverId)}/commit`, { confirm }),
+  screenshotUrl: (failoverId: string, version: string) =>
+    `/api/failovers/${id(failoverId)}/screenshot?v=${id(version)}`,
+
+  audit: (limit: number) => call<AuditEntry[]>(`/api/audit?limit=${limit}`),
+  backup: async (passphrase: string): Promise<Blob> =>
+    (await send('/api/config/backup', { body: { passphrase }, limitMs: 300_000 })).blob(),
+  restore: (passphrase: string, backupBase64: string) =>
+    call<unknown>('/api/config/restore', { body: { passphrase, backupBase64 }, limitMs: 300_000 }),
+};

@@ -1,0 +1,299 @@
+/**
+ * What the appliance says of itself, live: sources, jobs and failovers, kept current by its event stream.
+ *
+ * The stream starts with the current state of everything and every later change is an event, in order, so applying
+ * events in order is always right. It cannot tell of what was removed while the page was away: for that the lists are
+ * read once after every (re)connection, and only what the stream has not spoken of since is taken from them.
+ */
+import { useSyncExternalStore } from 'react';
+import type { ApiError, Failover, Job, ServerEvent, Source } from '../../../api/schema.ts';
+import { ApiFailure, api, applianceNow, asApiError } from './client.ts';
+
+export type Link =
+  | { name: 'connecting' }
+  | { name: 'live' }
+  | { name: 'lost'; sinceMs: number; reason: string };
+
+export interface Notice {
+  key: number;
+  level: 'info' | 'warning' | 'danger';
+  error: ApiError;
+}
+
+/** One job's figures at a moment, for the charts. */
+export interface Sample {
+  atMs: number;
+  rateBytesPerSec: number;
+  lagMs: number | null;
+  lagBytes: number;
+}
+
+export interface LiveState {
+  link: Link;
+  /** The first full picture has arrived; before it, empty lists mean nothing. */
+  synced: boolean;
+  /** The appliance runs another version than when this page was loaded. */
+  upgraded: boolean;
+  sources: ReadonlyMap<string, Source>;
+  jobs: ReadonlyMap<string, Job>;
+  failovers: ReadonlyMap<string, Failover>;
+  notices: readonly Notice[];
+}
+
+/** How long the charts look back. */
+export const SAMPLES_KEPT_MS = 10 * 60_000;
+const SAMPLE_EVERY_MS = 1000;
+/** Silence after which the page asks whether the appliance is still there. */
+const QUIET_MS = 15_000;
+const RETRY_MS = [500, 1000, 2000, 4000, 8000];
+
+const EMPTY: LiveState = {
+  link: { name: 'connecting' },
+  synced: false,
+  upgraded: false,
+  sources: new Map(),
+  jobs: new Map(),
+  failovers: new Map(),
+  notices: [],
+};
+
+let state: LiveState = EMPTY;
+const listeners = new Set<() => void>();
+const samples = new Map<string, Sample[]>();
+let stream: EventSource | undefined;
+let retryTimer: ReturnType<typeof setTimeout> | undefined;
+let watchTimer: ReturnType<typeof setInterval> | undefined;
+let attempts = 0;
+let lastHeardMs = 0;
+let noticeKey = 0;
+let versionAtLoad: string | undefined;
+/** What the stream has spoken of since it was opened, by kind and id. */
+let spoken = new Set<string>();
+
+function update(change: Partial<LiveState>): void {
+  state = { ...state, ...change };
+  for (const listener of listeners) listener();
+}
+
+const withEntry = <T>(map: ReadonlyMap<string, T>, key: string, value: T) =>
+  new Map(map).set(key, value);
+function without<T>(map: ReadonlyMap<string, T>, key: string): ReadonlyMap<string, T> {
+  const copy = new Map(map);
+  copy.delete(key);
+  return copy;
+}
+
+function keepSample(job: Job): void {
+  const kept = samples.get(job.jobId) ?? [];
+  const atMs = Date.now();
+  const { rateBytesPerSec, lagMs, lagBytes } = job.figures;
+  const now: Sample = { atMs, rateBytesPerSec, lagMs, lagBytes };
+  const before = kept.at(-2);
+  const recent = kept.filter((sample) => atMs - sample.atMs <= SAMPLES_KEPT_MS);
+  // The newest sample follows every event; one per second stays.
+  if (before && atMs - before.atMs < SAMPLE_EVERY_MS) recent.pop();
+  samples.set(job.jobId, [...recent, now]);
+}
+
+/** The job's figures of the last minutes, oldest first; a new array whenever there is a new one. */
+export const samplesOf = (jobId: string): readonly Sample[] => samples.get(jobId) ?? NO_SAMPLES;
+const NO_SAMPLES: readonly Sample[] = [];
+
+function take(event: ServerEvent): void {
+  switch (event.type) {
+    case 'source':
+      spoken.add(`source ${event.source.sourceId}`);
+      update({ sources: withEntry(state.sources, event.source.sourceId, event.source) });
+      return;
+    case 'source-removed':
+      spoken.add(`source ${event.sourceId}`);
+      update({ sources: without(state.sources, event.sourceId) });
+      return;
+    case 'job':
+      spoken.add(`job ${event.job.jobId}`);
+      keepSample(event.job);
+      update({ jobs: withEntry(state.jobs, event.job.jobId, event.job) });
+      return;
+    case 'job-removed':
+      spoken.add(`job ${event.jobId}`);
+      samples.delete(event.jobId);
+      update({ jobs: without(state.jobs, event.jobId) });
+      return;
+    case 'failover':
+      spoken.add(`failover ${event.failover.failoverId}`);
+      update({
+        failovers: withEntry(state.failovers, event.failover.failoverId, event.failover),
+      });
+      return;
+    case 'notice':
+      update({
+        notices: [
+          ...state.notices.slice(-9),
+          { key: ++noticeKey, level: event.level, error: event.error },
+        ],
+      });
+  }
+}
+
+function reconcile<T>(
+  kind: string,
+  have: ReadonlyMap<string, T>,
+  listed: readonly T[],
+  idOf: (item: T) => string,
+): ReadonlyMap<string, T> {
+  const result = new Map<string, T>();
+  for (const item of listed) {
+    const known = spoken.has(`${kind} ${idOf(item)}`);
+    // Spoken of and not there: removed since the list was made.
+    const value = known ? have.get(idOf(item)) : item;
+    if (value !== undefined) result.set(idOf(item), value);
+  }
+  for (const [key, item] of have) {
+    if (spoken.has(`${kind} ${key}`) && !result.has(key)) result.set(key, item);
+  }
+  return result;
+}
+
+async function readLists(of: EventSource): Promise<void> {
+  const [sources, jobs, failovers, system] = await Promise.all([
+    api.sources(),
+    api.jobs(),
+    api.failovers(),
+    api.system(),
+  ]);
+  if (of !== stream) return;
+  versionAtLoad ??= system.version;
+  update({
+    sources: reconcile('source', state.sources, sources, (source) => source.sourceId),
+    jobs: reconcile('job', state.jobs, jobs, (job) => job.jobId),
+    failovers: reconcile('failover', state.failovers, failovers, (one) => one.failoverId),
+    synced: true,
+    upgraded: system.version !== versionAtLoad,
+    link: { name: 'live' },
+  });
+}
+
+function lose(reason: string): void {
+  stream?.close();
+  stream = undefined;
+  if (state.link.name !== 'lost') {
+    update({ link: { name: 'lost', sinceMs: applianceNow(), reason } });
+  }
+  const waitMs = RETRY_MS[Math.min(attempts, RETRY_MS.length - 1)]!;
+  attempts += 1;
+  clearTimeout(retryTimer);
+  retryTimer = setTimeout(open, waitMs);
+}
+
+function open(): void {
+  stream?.close();
+  spoken = new Set();
+  const opened = new EventSource('/api/events');
+  stream = opened;
+  lastHeardMs = Date.now();
+  opened.onopen = () => {
+    lastHeardMs = Date.now();
+    readLists(opened).then(
+      () => {
+        attempts = 0;
+      },
+      (thrown) => {
+        if (opened === stream) lose(asApiError(thrown).message);
+      },
+    );
+  };
+  const hear = (message: MessageEvent<string>) => {
+    if (opened !== stream) return;
+    lastHeardMs = Date.now();
+    try {
+      take(JSON.parse(message.data) as ServerEvent);
+    } catch (thrown) {
+      console.error('an event that the page does not understand', message.data, thrown);
+    }
+  };
+  for (const type of [
+    'source',
+    'source-removed',
+    'job',
+    'job-removed',
+    'failover',
+    'notice',
+  ] satisfies ServerEvent['type'][]) {
+    opened.addEventListener(type, hear);
+  }
+  opened.onmessage = hear;
+  opened.onerror = () => {
+    if (opened !== stream) return;
+    lose('The connection to the appliance broke.');
+    // A stream that was refused does not say why; an ended session is found by this call's 401.
+    api.system().catch(() => undefined);
+  };
+}
+
+/** A dead network does not end a stream: after some silence the page asks. */
+function watch(): void {
+  if (state.link.name !== 'live' || Date.now() - lastHeardMs < QUIET_MS) return;
+  const asked = stream;
+  lastHeardMs = Date.now();
+  api.session().catch((thrown) => {
+    if (asked === stream && thrown instanceof ApiFailure && thrown.status === 0) {
+      lose(thrown.error.message);
+    }
+  });
+}
+
+/** Starts to listen; call when logged in. */
+export function startLive(): void {
+  if (watchTimer) return;
+  watchTimer = setInterval(watch, 5000);
+  open();
+}
+
+/** Stops to listen and forgets everything; call when logged out. */
+export function stopLive(): void {
+  clearInterval(watchTimer);
+  clearTimeout(retryTimer);
+  watchTimer = undefined;
+  stream?.close();
+  stream = undefined;
+  attempts = 0;
+  samples.clear();
+  state = { ...EMPTY };
+  update({});
+}
+
+/** Tries again now instead of when the wait is over. */
+export function retryNow(): void {
+  clearTimeout(retryTimer);
+  attempts = 0;
+  open();
+}
+
+export function dismissNotice(key: number): void {
+  update({ notices: state.notices.filter((notice) => notice.key !== key) });
+}
+
+/** What an act was answered with. Something just created may be ahead of its answer in the stream: that one stays. */
+export const learn = {
+  source: (source: Source) => take({ type: 'source', source }),
+  newSource: (source: Source) => {
+    if (!state.sources.has(source.sourceId)) learn.source(source);
+  },
+  job: (job: Job) => take({ type: 'job', job }),
+  newJob: (job: Job) => {
+    if (!state.jobs.has(job.jobId)) learn.job(job);
+  },
+  failover: (failover: Failover) => take({ type: 'failover', failover }),
+  newFailover: (failover: Failover) => {
+    if (!state.failovers.has(failover.failoverId)) learn.failover(failover);
+  },
+};
+
+function subscribe(listener: () => void): () => void {
+  listeners.add(listener);
+  return () => listeners.delete(listener);
+}
+
+export function useLive(): LiveState {
+  return useSyncExternalStore(subscribe, () => state);
+}

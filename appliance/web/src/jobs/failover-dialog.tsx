@@ -1,0 +1,102 @@
+import { Alert, DescriptionList } from '@patternfly/react-core';
+import { useNavigate } from 'react-router';
+import type { Job, Source } from '../../../api/schema.ts';
+import { api } from '../api/client.ts';
+import { learn, useLive } from '../api/live.ts';
+import { formatBytes, formatDuration } from '../format.ts';
+import { ConfirmDialog } from '../parts/confirm.tsx';
+import { useNow } from '../parts/hooks.ts';
+import { Fact, When } from '../parts/parts.tsx';
+import { mirrorIncomplete } from './words.ts';
+
+/** Asks for an unplanned failover: what will be lost, what must be true, and the replica's name. */
+export function FailoverDialog(props: { job: Job; source: Source | undefined; close: () => void }) {
+  const { job, source } = props;
+  const navigate = useNavigate();
+  const now = useNow();
+  const { link } = useLive();
+  const { figures, settings } = job;
+  const sourceLives = source?.state.name === 'online';
+  const incomplete = mirrorIncomplete(job);
+  const ageMs = figures.newestPointAt ? now - Date.parse(figures.newestPointAt) : null;
+  return (
+    <ConfirmDialog
+      id="failover-dialog"
+      title={`Fail over ${job.sourceName}?`}
+      submit="Fail over"
+      danger
+      wide
+      typed={settings.replicaName}
+      typedLabel="Type the replica's name to confirm"
+      close={props.close}
+      act={async (confirm) => {
+        const failover = await api.failOver(job.jobId, confirm);
+        learn.newFailover(failover);
+        navigate(`/failovers/${failover.failoverId}`);
+      }}
+    >
+      <div className="und-stack">
+        <p>
+          The replica VM <strong>{settings.replicaName}</strong> is started on the target host from
+          the newest point that arrived. Replication of this job stops. You can undo it until you
+          commit.
+        </p>
+        <div id="failover-loss" data-lag-ms={figures.lagMs ?? ''} data-lag-bytes={figures.lagBytes}>
+          <h3 className="pf-v6-c-title pf-m-md und-sub">What will be lost</h3>
+          <DescriptionList isHorizontal isCompact>
+            <Fact term="Time" id="failover-loss-time">
+              {figures.lagMs === null
+                ? 'not known: nothing has arrived from the source yet'
+                : `everything written in the last ${formatDuration(figures.lagMs)}`}
+            </Fact>
+            <Fact term="Data not arrived" id="failover-loss-bytes">
+              {formatBytes(figures.lagBytes)}
+              {!sourceLives && ' as last told by the source'}
+            </Fact>
+            <Fact term="Newest point" id="failover-point">
+              <When at={figures.newestPointAt} absent="none yet" />
+            </Fact>
+          </DescriptionList>
+        </div>
+        {link.name !== 'live' && (
+          <Alert
+            variant="danger"
+            isInline
+            title="The connection to the appliance is lost: these figures are old"
+          />
+        )}
+        {sourceLives && (
+          <Alert
+            variant="warning"
+            isInline
+            id="failover-source-lives"
+            title={`${job.sourceName} is still connected`}
+          >
+            An unplanned failover does not stop it: two servers with the same name and addresses
+            would run. Power the source off first, unless you know that it cannot do harm.
+          </Alert>
+        )}
+        {incomplete && (
+          <Alert
+            variant="danger"
+            isInline
+            id="failover-incomplete"
+            title="The mirror is not complete: the replica would most likely not boot"
+          >
+            Wait for the mirror if the source still runs.
+          </Alert>
+        )}
+        {job.stream.mode !== 'ordered' && !incomplete && (
+          <Alert
+            variant="warning"
+            isInline
+            title={`The stream is in ${job.stream.mode === 'none' ? 'no' : job.stream.mode} mode`}
+          >
+            {job.stream.reason ?? 'New writes make no recovery points now.'}
+            {ageMs !== null && ` The newest point is ${formatDuration(ageMs)} old.`}
+          </Alert>
+        )}
+      </div>
+    </ConfirmDialog>
+  );
+}

@@ -1,0 +1,579 @@
+import {
+  Alert,
+  Button,
+  Card,
+  CardBody,
+  CardTitle,
+  DescriptionList,
+  Dropdown,
+  DropdownItem,
+  DropdownList,
+  Flex,
+  Form,
+  Grid,
+  GridItem,
+  MenuToggle,
+  PageSection,
+  Progress,
+  Radio,
+} from '@patternfly/react-core';
+import { Table, Tbody, Td, Th, Thead, Tr } from '@patternfly/react-table';
+import { useState } from 'react';
+import { Link, useNavigate, useParams } from 'react-router';
+import type { Job, JobDisk } from '../../../api/schema.ts';
+import { api } from '../api/client.ts';
+import { learn, SAMPLES_KEPT_MS, samplesOf, useLive } from '../api/live.ts';
+import { count, formatBytes, formatDuration, formatRate, percentOf } from '../format.ts';
+import { LiveChart } from '../parts/chart.tsx';
+import { ConfirmDialog } from '../parts/confirm.tsx';
+import { useAction, useNow } from '../parts/hooks.ts';
+import {
+  Ago,
+  ErrorAlert,
+  Fact,
+  Loading,
+  Nothing,
+  PageHead,
+  StateLabel,
+  When,
+} from '../parts/parts.tsx';
+import { useUser } from '../session/session.tsx';
+import { FailoverDialog } from './failover-dialog.tsx';
+import {
+  compressionLabel,
+  limitBytesPerSec,
+  TransferForm,
+  transferFields,
+} from './settings-fields.tsx';
+import { describeJob, describeStream, mirrorTotal } from './words.ts';
+
+function Figure(props: {
+  id: string;
+  label: string;
+  value: string;
+  note?: React.ReactNode;
+  data?: Record<`data-${string}`, string | number>;
+}) {
+  return (
+    <dl className="und-figure pf-v6-u-m-0">
+      <dt>{props.label}</dt>
+      <dd id={props.id} {...props.data}>
+        {props.value}
+      </dd>
+      {props.note && <dd className="und-note">{props.note}</dd>}
+    </dl>
+  );
+}
+
+function Figures(props: { job: Job }) {
+  const { figures } = props.job;
+  const mirroring = props.job.state.name === 'mirroring';
+  return (
+    <div className="und-figures">
+      <Figure
+        id="job-lag"
+        label="Lag"
+        value={figures.lagMs === null ? 'unknown' : formatDuration(figures.lagMs)}
+        note={figures.lagMs === null ? 'no point yet' : 'would be lost by a failover now'}
+        data={{ 'data-ms': figures.lagMs ?? '' }}
+      />
+      <Figure
+        id="job-lag-bytes"
+        label="Lag in data"
+        value={formatBytes(figures.lagBytes)}
+        note="captured and not yet safe here"
+        data={{ 'data-bytes': figures.lagBytes }}
+      />
+      <Figure
+        id="job-rate"
+        label="Rate"
+        value={formatRate(figures.rateBytesPerSec)}
+        note="received over the network"
+        data={{ 'data-bytes-per-sec': figures.rateBytesPerSec }}
+      />
+      {mirroring && (
+        <Figure
+          id="job-eta"
+          label="Mirror done in"
+          value={
+            figures.etaSeconds === null ? 'unknown' : formatDuration(figures.etaSeconds * 1000)
+          }
+          note="at the present rate"
+          data={{ 'data-seconds': figures.etaSeconds ?? '' }}
+        />
+      )}
+      <Figure
+        id="job-journal"
+        label="Journal"
+        value={formatBytes(figures.journalBytes)}
+        note={`${formatBytes(figures.applyBacklogBytes)} of it not applied yet`}
+        data={{ 'data-bytes': figures.journalBytes }}
+      />
+    </div>
+  );
+}
+
+function DiskRow(props: { disk: JobDisk }) {
+  const { disk } = props;
+  const { mirror } = disk;
+  const done = mirror ? percentOf(mirror.doneBytes, mirror.totalBytes) : 100;
+  const full = mirror?.kind === 'full';
+  const kind = full ? 'Full mirror' : 'Difference mirror';
+  const skipped =
+    mirror &&
+    `of them ${formatBytes(mirror.skippedBytes)} skipped (${full ? 'unallocated, zero or swap' : 'equal on both sides'})`;
+  return (
+    <Tr id={`job-disk-${disk.name}`} data-disk-id={disk.diskId} data-testid="job-disk">
+      <Td dataLabel="Disk">
+        <span className="und-mono">{disk.name}</span>
+        <div className="und-quiet">{formatBytes(disk.sizeBytes)}</div>
+      </Td>
+      <Td dataLabel="Mirror">
+        {mirror && mirror.doneBytes >= mirror.totalBytes ? (
+          <>
+            {kind} done
+            <div className="und-quiet">
+              {formatBytes(mirror.totalBytes)}, {skipped}
+            </div>
+          </>
+        ) : mirror ? (
+          <>
+            <Progress
+              size="sm"
+              title={`${kind}: ${mirror.reason}`}
+              value={Math.floor(done)}
+              label={`${done.toFixed(1)} %`}
+              data-testid="disk-mirror"
+              data-done-bytes={mirror.doneBytes}
+              data-total-bytes={mirror.totalBytes}
+            />
+            <span className="und-quiet">
+              {formatBytes(mirror.doneBytes)} of {formatBytes(mirror.totalBytes)}, {skipped}
+            </span>
+          </>
+        ) : (
+          <span className="und-quiet">none running</span>
+        )}
+      </Td>
+      <Td dataLabel="Replica disk">
+        <span className="und-mono und-fingerprint">{disk.replicaPath ?? 'not made yet'}</span>
+        <div className="und-quiet">
+          {disk.attached ? 'held by the appliance' : 'not attached to the appliance'}, serial{' '}
+          <span className="und-mono">{disk.serial}</span>
+        </div>
+      </Td>
+    </Tr>
+  );
+}
+
+function Charts(props: { job: Job }) {
+  const now = useNow();
+  const samples = samplesOf(props.job.jobId);
+  const clock = Date.now();
+  // `now` only makes the charts move when no event comes.
+  void now;
+  return (
+    <div className="und-charts">
+      <LiveChart
+        id="chart-rate"
+        title="Rate"
+        points={samples.map((one) => ({ atMs: one.atMs, value: one.rateBytesPerSec }))}
+        windowMs={SAMPLES_KEPT_MS}
+        nowMs={clock}
+        binary
+        format={formatRate}
+      />
+      <LiveChart
+        id="chart-lag"
+        title="Lag"
+        tone="orange"
+        points={samples.map((one) => ({ atMs: one.atMs, value: one.lagMs }))}
+        windowMs={SAMPLES_KEPT_MS}
+        nowMs={clock}
+        binary={false}
+        format={formatDuration}
+      />
+    </div>
+  );
+}
+
+function SettingsDialog(props: { job: Job; close: () => void }) {
+  const { job } = props;
+  const [fields, setFields] = useState(() =>
+    transferFields(job.settings.compression, job.settings.bandwidthLimitBytesPerSec),
+  );
+  const limit = limitBytesPerSec(fields);
+  return (
+    <ConfirmDialog
+      id="settings-dialog"
+      title={`Settings of ${job.name}`}
+      submit="Save"
+      blocked={limit === undefined}
+      close={props.close}
+      act={async () =>
+        learn.job(
+          await api.patchJob(job.jobId, {
+            compression: fields.compression,
+            bandwidthLimitBytesPerSec: limit,
+          }),
+        )
+      }
+    >
+      <Form onSubmit={(event) => event.preventDefault()}>
+        <TransferForm
+          fields={fields}
+          set={(change) => setFields((now) => ({ ...now, ...change }))}
+        />
+      </Form>
+    </ConfirmDialog>
+  );
+}
+
+function DeleteDialog(props: { job: Job; close: () => void }) {
+  const { job } = props;
+  const navigate = useNavigate();
+  const [disks, setDisks] = useState<'keep' | 'delete'>('keep');
+  return (
+    <ConfirmDialog
+      id="delete-dialog"
+      title={`Delete the protection of ${job.sourceName}?`}
+      submit="Delete job"
+      danger
+      typed={job.settings.replicaName}
+      typedLabel="Type the replica's name to confirm"
+      close={props.close}
+      act={async () => {
+        await api.deleteJob(job.jobId, disks);
+        navigate('/jobs');
+      }}
+    >
+      <div className="und-stack">
+        <p>
+          Replication ends and the journal with its recovery points is removed. The source server
+          goes on running and stays in the list.
+        </p>
+        <Form onSubmit={(event) => event.preventDefault()}>
+          <Radio
+            id="delete-keep-disks"
+            name="delete-disks"
+            label="Keep the replica disks"
+            description="They stay in the storage pool as they are now."
+            isChecked={disks === 'keep'}
+            onChange={() => setDisks('keep')}
+          />
+          <Radio
+            id="delete-delete-disks"
+            name="delete-disks"
+            label="Delete the replica disks, too"
+            description="Their data is gone then."
+            isChecked={disks === 'delete'}
+            onChange={() => setDisks('delete')}
+          />
+        </Form>
+      </div>
+    </ConfirmDialog>
+  );
+}
+
+type Open = 'failover' | 'settings' | 'delete' | 'mirror' | undefined;
+
+function Actions(props: {
+  job: Job;
+  open: (dialog: Open) => void;
+  pauseResume: () => void;
+  busy: boolean;
+}) {
+  const { job } = props;
+  const [menu, setMenu] = useState(false);
+  const state = job.state.name;
+  const over = state === 'failing-over' || state === 'failed-over';
+  const gone = state === 'deleting';
+  const pausable = !over && !gone && state !== 'creating' && state !== 'paused';
+  const resumable = state === 'paused' || state === 'error';
+  return (
+    <Flex gap={{ default: 'gapSm' }}>
+      <Button
+        variant="danger"
+        id="failover-button"
+        isDisabled={over || gone || state === 'creating'}
+        onClick={() => props.open('failover')}
+      >
+        Fail over…
+      </Button>
+      {resumable ? (
+        <Button
+          variant="secondary"
+          id="job-resume"
+          isDisabled={props.busy}
+          onClick={props.pauseResume}
+        >
+          Resume
+        </Button>
+      ) : (
+        <Button
+          variant="secondary"
+          id="job-pause"
+          isDisabled={!pausable || props.busy}
+          onClick={props.pauseResume}
+        >
+          Pause
+        </Button>
+      )}
+      <Dropdown
+        isOpen={menu}
+        onOpenChange={setMenu}
+        onSelect={() => setMenu(false)}
+        popperProps={{ position: 'right' }}
+        toggle={(ref) => (
+          <MenuToggle ref={ref} id="job-menu" onClick={() => setMenu(!menu)} isExpanded={menu}>
+            More
+          </MenuToggle>
+        )}
+      >
+        <DropdownList>
+          <DropdownItem id="job-settings" isDisabled={gone} onClick={() => props.open('settings')}>
+            Settings…
+          </DropdownItem>
+          <DropdownItem
+            id="job-mirror"
+            isDisabled={over || gone || state === 'creating'}
+            onClick={() => props.open('mirror')}
+          >
+            Difference mirror…
+          </DropdownItem>
+          <DropdownItem
+            id="job-delete"
+            isDanger
+            isDisabled={gone || state === 'failing-over'}
+            onClick={() => props.open('delete')}
+          >
+            Delete job…
+          </DropdownItem>
+        </DropdownList>
+      </Dropdown>
+    </Flex>
+  );
+}
+
+export function JobPage() {
+  const { jobId = '' } = useParams();
+  const { jobs, sources, synced, link } = useLive();
+  const { mayOperate } = useUser();
+  const [dialog, setDialog] = useState<Open>();
+  const job = jobs.get(jobId);
+  const pauseResume = useAction(async (resume: boolean) =>
+    learn.job(resume ? await api.resumeJob(jobId) : await api.pauseJob(jobId)),
+  );
+  const crumbs: [string, string][] = [['Protection jobs', '/jobs']];
+  if (!job) {
+    return synced ? (
+      <>
+        <PageHead title="Protection job" crumbs={crumbs} />
+        <Nothing
+          title="This protection job is not there any more"
+          action={<Link to="/jobs">All protection jobs</Link>}
+        >
+          It was deleted.
+        </Nothing>
+      </>
+    ) : (
+      <Loading what="the protection job" />
+    );
+  }
+  const words = describeJob(job);
+  const stream = describeStream(job.stream);
+  const mirror = mirrorTotal(job);
+  const mirroring = job.state.name === 'mirroring' && mirror;
+  const { figures, settings } = job;
+  const close = () => setDialog(undefined);
+  return (
+    <>
+      <PageHead
+        title={job.name}
+        crumbs={crumbs}
+        beside={
+          <>
+            <StateLabel tone={words.tone} state={job.state.name} id="job-state">
+              {words.label}
+            </StateLabel>
+            <StateLabel
+              tone={job.provenBootableAt ? 'good' : 'neutral'}
+              state={job.provenBootableAt ? 'proven' : 'unproven'}
+              id="job-proven"
+            >
+              {job.provenBootableAt ? (
+                <>
+                  Proven bootable <Ago at={job.provenBootableAt} />
+                </>
+              ) : (
+                'Boot not proven yet'
+              )}
+            </StateLabel>
+          </>
+        }
+        actions={
+          mayOperate && (
+            <Actions
+              job={job}
+              open={setDialog}
+              busy={pauseResume.busy || link.name !== 'live'}
+              pauseResume={() =>
+                void pauseResume.run(job.state.name === 'paused' || job.state.name === 'error')
+              }
+            />
+          )
+        }
+      />
+      <PageSection
+        hasBodyWrapper={false}
+        className="und-stack"
+        id="job"
+        data-job-id={job.jobId}
+        data-stale={link.name !== 'live'}
+      >
+        <ErrorAlert error={pauseResume.error} id="job-action-error" />
+        {job.state.name === 'error' ? (
+          <ErrorAlert error={job.state.error} title="The job is stopped" id="job-error" />
+        ) : (
+          words.reason && (
+            <Alert
+              variant={words.tone === 'attention' ? 'warning' : 'info'}
+              isInline
+              title={words.reason}
+              id="job-reason"
+            />
+          )
+        )}
+        {job.failoverId && (
+          <Alert
+            variant="info"
+            isInline
+            title="This job has been failed over"
+            actionLinks={
+              <Link to={`/failovers/${job.failoverId}`} id="job-failover">
+                Look at the failover
+              </Link>
+            }
+          />
+        )}
+        <Card>
+          <CardBody className="und-stack">
+            <Figures job={job} />
+            {mirroring && (
+              <Progress
+                id="job-mirror-progress"
+                title={`Mirror of ${count(job.disks.length, 'disk')}`}
+                value={Math.floor(percentOf(mirroring.doneBytes, mirroring.totalBytes))}
+                label={`${formatBytes(mirroring.doneBytes)} of ${formatBytes(mirroring.totalBytes)}, ${percentOf(mirroring.doneBytes, mirroring.totalBytes).toFixed(1)} %`}
+              />
+            )}
+            <Charts job={job} />
+          </CardBody>
+        </Card>
+        <Grid hasGutter>
+          <GridItem lg={6}>
+            <Card isFullHeight>
+              <CardTitle component="h2">Replication</CardTitle>
+              <CardBody>
+                <DescriptionList isHorizontal isCompact>
+                  <Fact term="Stream">
+                    <StateLabel tone={stream.tone} state={job.stream.mode} id="job-stream">
+                      {stream.label}
+                    </StateLabel>{' '}
+                    <span className="und-quiet">{stream.promise}</span>
+                  </Fact>
+                  {job.stream.reason && <Fact term="Reason">{job.stream.reason}</Fact>}
+                  {job.stream.since && (
+                    <Fact term="In this mode since">
+                      <When at={job.stream.since} />
+                    </Fact>
+                  )}
+                  <Fact term="Newest recovery point">
+                    <When at={figures.newestPointAt} absent="none yet" id="job-newest-point" />
+                  </Fact>
+                  <Fact term="Safe here">
+                    frame <span id="job-durable-seq">{figures.durableSeq}</span>
+                  </Fact>
+                  <Fact term="Applied">
+                    frame <span id="job-applied-seq">{figures.appliedSeq}</span>
+                    {figures.applyBacklogBytes > 0 &&
+                      `, ${formatBytes(figures.applyBacklogBytes)} to go`}
+                  </Fact>
+                </DescriptionList>
+              </CardBody>
+            </Card>
+          </GridItem>
+          <GridItem lg={6}>
+            <Card isFullHeight>
+              <CardTitle component="h2">Settings</CardTitle>
+              <CardBody>
+                <DescriptionList isHorizontal isCompact>
+                  <Fact term="Source server">
+                    <Link to={`/sources/${job.sourceId}`}>{job.sourceName}</Link>
+                  </Fact>
+                  <Fact term="Replica VM" id="job-replica">
+                    {settings.replicaName}: {count(settings.vcpus, 'CPU')},{' '}
+                    {formatBytes(settings.memoryBytes)}
+                  </Fact>
+                  <Fact term="Pool, network">
+                    {settings.pool}, {settings.network}
+                  </Fact>
+                  <Fact term="Compression" id="job-compression">
+                    {compressionLabel(settings.compression)}
+                  </Fact>
+                  <Fact term="Bandwidth" id="job-bandwidth">
+                    {settings.bandwidthLimitBytesPerSec === null
+                      ? 'no limit'
+                      : `at most ${formatRate(settings.bandwidthLimitBytesPerSec)}`}
+                  </Fact>
+                  <Fact term="Created">
+                    <When at={job.createdAt} />
+                  </Fact>
+                </DescriptionList>
+              </CardBody>
+            </Card>
+          </GridItem>
+        </Grid>
+        <Card>
+          <CardTitle component="h2">Disks</CardTitle>
+          <CardBody>
+            <Table variant="compact" aria-label="Disks of the job" borders={false}>
+              <Thead>
+                <Tr>
+                  <Th width={15}>Disk</Th>
+                  <Th width={45}>Mirror</Th>
+                  <Th width={40}>Replica disk</Th>
+                </Tr>
+              </Thead>
+              <Tbody>
+                {job.disks.map((disk) => (
+                  <DiskRow key={disk.diskId} disk={disk} />
+                ))}
+              </Tbody>
+            </Table>
+          </CardBody>
+        </Card>
+      </PageSection>
+      {dialog === 'failover' && (
+        <FailoverDialog job={job} source={sources.get(job.sourceId)} close={close} />
+      )}
+      {dialog === 'settings' && <SettingsDialog job={job} close={close} />}
+      {dialog === 'delete' && <DeleteDialog job={job} close={close} />}
+      {dialog === 'mirror' && (
+        <ConfirmDialog
+          id="mirror-dialog"
+          title={`Compare ${job.sourceName} with its replica?`}
+          submit="Start difference mirror"
+          close={close}
+          act={async () => learn.job(await api.mirrorJob(job.jobId))}
+        >
+          <p>
+            All {count(job.disks.length, 'disk')} are read on both sides and what differs is sent
+            again. It costs the source server reads; replication goes on, but there are no new
+            recovery points until it is done.
+          </p>
+        </ConfirmDialog>
+      )}
+    </>
+  );
+}

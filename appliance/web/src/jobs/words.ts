@@ -1,0 +1,138 @@
+import type { Failover, Job } from '../../../api/schema.ts';
+import type { Tone } from '../parts/tone.ts';
+
+export interface JobWords {
+  label: string;
+  tone: Tone;
+  reason?: string;
+}
+
+/** A protection job's state as a person reads it. */
+export function describeJob(job: Pick<Job, 'state' | 'stream'>): JobWords {
+  const { state } = job;
+  switch (state.name) {
+    case 'creating':
+      return { label: 'Creating', tone: 'busy', reason: state.step };
+    case 'waiting-for-agent':
+      return { label: 'Waiting for agent', tone: 'attention', reason: state.reason };
+    case 'mirroring':
+      return { label: 'Mirroring', tone: 'busy', reason: state.reason };
+    case 'catching-up':
+      return { label: 'Catching up', tone: 'busy', reason: state.reason };
+    case 'protected':
+      return job.stream.mode === 'tracking'
+        ? {
+            label: 'Protected',
+            tone: 'attention',
+            reason: `No new recovery points: ${job.stream.reason ?? 'the stream is in tracking mode'}`,
+          }
+        : { label: 'Protected', tone: 'good' };
+    case 'paused':
+      return { label: 'Paused', tone: 'attention', reason: state.reason };
+    case 'failing-over':
+      return { label: 'Failing over', tone: 'busy', reason: 'The replica is being started.' };
+    case 'failed-over':
+      return {
+        label: 'Failed over',
+        tone: 'neutral',
+        reason: 'The replica runs; nothing is replicated.',
+      };
+    case 'error':
+      return { label: 'Error', tone: 'bad', reason: state.error.message };
+    case 'deleting':
+      return { label: 'Deleting', tone: 'busy', reason: state.step };
+  }
+}
+
+/** The four heaps of the overview. */
+export type Heap = 'protected' | 'mirroring' | 'attention' | 'failed-over';
+
+export function heapOf(job: Pick<Job, 'state' | 'stream'>): Heap {
+  const { tone } = describeJob(job);
+  if (tone === 'attention' || tone === 'bad') return 'attention';
+  if (job.state.name === 'failing-over' || job.state.name === 'failed-over') return 'failed-over';
+  return job.state.name === 'protected' ? 'protected' : 'mirroring';
+}
+
+const MODES = {
+  ordered: {
+    label: 'Ordered',
+    tone: 'good',
+    promise: 'Every write arrives in the order in which it was made.',
+  },
+  tracking: {
+    label: 'Tracking',
+    tone: 'attention',
+    promise:
+      'Changed blocks are remembered and nothing is lost, but there are no new recovery points.',
+  },
+  draining: {
+    label: 'Draining',
+    tone: 'busy',
+    promise: 'Changed blocks are sent again; the next recovery point comes when that is done.',
+  },
+  none: { label: 'No stream', tone: 'neutral', promise: 'Nothing is captured now.' },
+} as const;
+
+/** A stream's mode, what it promises and why it is in it. */
+export function describeStream(stream: Job['stream']): {
+  label: string;
+  tone: Tone;
+  promise: string;
+} {
+  return MODES[stream.mode];
+}
+
+export interface MirrorTotal {
+  doneBytes: number;
+  totalBytes: number;
+  skippedBytes: number;
+}
+
+/** The mirror of all the job's disks together; null when no disk is being mirrored or has been told of. */
+export function mirrorTotal(job: Pick<Job, 'disks'>): MirrorTotal | null {
+  const mirrors = job.disks.flatMap((disk) => (disk.mirror ? [disk.mirror] : []));
+  if (mirrors.length === 0) return null;
+  return mirrors.reduce(
+    (sum, mirror) => ({
+      doneBytes: sum.doneBytes + mirror.doneBytes,
+      totalBytes: sum.totalBytes + mirror.totalBytes,
+      skippedBytes: sum.skippedBytes + mirror.skippedBytes,
+    }),
+    { doneBytes: 0, totalBytes: 0, skippedBytes: 0 },
+  );
+}
+
+/** True while a replica is not a whole copy of its source: a failover could not boot it. */
+export function mirrorIncomplete(job: Pick<Job, 'disks' | 'state'>): boolean {
+  if (job.state.name === 'creating' || job.state.name === 'mirroring') return true;
+  return job.disks.some((disk) => disk.mirror && disk.mirror.doneBytes < disk.mirror.totalBytes);
+}
+
+/** A failover's state as a person reads it. */
+export function describeFailover(failover: Pick<Failover, 'state'>): JobWords {
+  const { state } = failover;
+  switch (state.name) {
+    case 'running':
+      return { label: 'Under way', tone: 'busy' };
+    case 'completed':
+      return {
+        label: 'Replica runs',
+        tone: 'good',
+        reason:
+          'It can still be undone. Commit it once you have seen that the server does its work.',
+      };
+    case 'compensating':
+      return { label: 'Going back', tone: 'attention', reason: state.error.message };
+    case 'failed':
+      return { label: 'Failed', tone: 'bad', reason: state.error.message };
+    case 'undoing':
+      return { label: 'Undoing', tone: 'busy' };
+    case 'undone':
+      return { label: 'Undone', tone: 'neutral', reason: 'The job is as it was before.' };
+    case 'committing':
+      return { label: 'Committing', tone: 'busy' };
+    case 'committed':
+      return { label: 'Committed', tone: 'good', reason: 'The replica is the server now.' };
+  }
+}
