@@ -1,0 +1,224 @@
+/**
+ * The whole path, as a person walks it: demo, first login, add a source, protect it, lose it mid-write, fail over; then
+ * the replica is asked what it holds, and held against what the source said that it had committed.
+ */
+import { mkdirSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+
+import t, { type Test } from 'tap';
+import type { Failover, Job, Source } from '../../appliance/api/schema.ts';
+import { ApplianceClient, GiveUp, until } from '../../scripts/lib/api-client.ts';
+import { type DiaryRow, Lab, type LabDescription, root } from './lab.ts';
+import * as drive from './page.ts';
+
+const MINUTE = 60_000;
+const PASSWORD = 'understudy-e2e-1';
+const evidence = join(root, 'build/e2e');
+mkdirSync(evidence, { recursive: true });
+
+const lab = new Lab('e2e', 8543);
+let described: LabDescription;
+let open: drive.OpenPage;
+let page: drive.Page;
+let api: ApplianceClient;
+let source: Source;
+let job: Job;
+let failover: Failover;
+let lastTold: DiaryRow;
+let broken: string | undefined;
+
+// The file as a whole may take this long; each step has its own limit.
+t.setTimeout(90 * MINUTE);
+
+/** A step of the path. What comes after a broken step says so instead of failing in a way that misleads. */
+function step(name: string, body: (t: Test) => Promise<void>): void {
+  t.test(name, { timeout: 40 * MINUTE }, async (t) => {
+    if (broken) {
+      t.fail(`not tried: "${broken}" failed before it`);
+      return;
+    }
+    try {
+      await body(t);
+      if (!t.passing()) broken = name;
+    } catch (error) {
+      broken = name;
+      if (page)
+        await page.screenshot({ path: join(evidence, 'failure.png') }).catch(() => undefined);
+      await lab.keepEvidence(evidence);
+      throw error;
+    }
+  });
+}
+
+const snap = (name: string) =>
+  page.screenshot({ path: join(evidence, `${name}.png`), fullPage: true });
+
+t.teardown(async () => {
+  await open?.close();
+  await lab.keepEvidence(evidence);
+  if (!process.env.KEEP_LAB) await lab.down();
+});
+
+step('the demo brings up an appliance and a sample source', async (t) => {
+  described = await lab.up(25 * MINUTE);
+  t.match(described.url, /^https:\/\/127\.0\.0\.1:\d+$/);
+  t.ok(described.password.length >= 10, 'a one-time password was told');
+  open = await drive.openPage({
+    url: described.url,
+    width: 1440,
+    height: 1000,
+    picturesDir: evidence,
+  });
+  page = open.page;
+});
+
+step('the first login asks for a password of one’s own', async (t) => {
+  // A lab that was kept from an earlier run (KEEP_LAB) has the password already.
+  const kept = new ApplianceClient(described.url);
+  await kept.trustOnFirstUse();
+  const first = await kept.login(described.username, PASSWORD).then(
+    () => undefined,
+    () => described.password,
+  );
+  await drive.login(page, {
+    username: described.username,
+    password: first ?? PASSWORD,
+    newPassword: PASSWORD,
+  });
+  api = new ApplianceClient(described.url);
+  await api.trustOnFirstUse();
+  await api.login('admin', PASSWORD);
+  const old = new ApplianceClient(described.url, await api.trustOnFirstUse());
+  const refusal = await old.login('admin', described.password).catch((error) => error);
+  t.equal(refusal?.status, 401, 'the one-time password is spent');
+});
+
+step('a source is added from the page and its agent comes online', async (t) => {
+  const added = await drive.addSource(page, {
+    address: described.source.address,
+    username: described.source.username,
+    password: described.source.password,
+  });
+  source = await until('the source to be online with its inventory', 15 * MINUTE, async () => {
+    const one = await api.source(added.sourceId);
+    if (one.state.name === 'install-failed' || one.state.name === 'refused')
+      throw new GiveUp(JSON.stringify(one.state.error));
+    return one.state.name === 'online' && one.inventory ? one : undefined;
+  });
+  await snap('source');
+  t.equal(source.inventory?.disks.length, 2, 'both disks are in the inventory');
+  t.match(source.inventory?.os, /Debian GNU\/Linux 12/);
+  t.equal(source.inventory?.firmware, 'bios');
+  const mounts = source.inventory?.disks.flatMap((d) =>
+    d.volumes.map((v) => v.fileSystem?.mountpoint),
+  );
+  t.ok(mounts?.includes('/'), 'the root file system is found');
+  t.ok(mounts?.includes('/srv/data'), 'the data file system is found');
+});
+
+step('protecting it mirrors both disks while the writer goes on', async (t) => {
+  const before = lab.diary().at(-1)?.n ?? 0;
+  const started = await drive.protect(page, {
+    sourceId: source.sourceId,
+    compression: 'fast',
+    replicaName: 'source-replica',
+    pool: described.pool,
+    network: described.network,
+  });
+  t.ok(started.actions.length > 0, 'the summary told what would be done', {
+    actions: started.actions,
+  });
+  job = await until('the job to be protected', 30 * MINUTE, async () => {
+    const one = await api.job(started.jobId);
+    if (one.state.name === 'error') throw new GiveUp(JSON.stringify(one.state.error));
+    return one.state.name === 'protected' ? one : undefined;
+  });
+  await snap('protected');
+  t.equal(job.stream.mode, 'ordered');
+  t.equal(job.disks.length, 2);
+  const after = lab.diary().at(-1)?.n ?? 0;
+  t.ok(after > before, 'rows were committed while the mirror ran', { before, after });
+});
+
+step('the plug is pulled mid-write, and the page fails it over', async (t) => {
+  // Lag is only honest while rows are being written: see some go by first.
+  const seen = lab.diary().at(-1)?.n ?? 0;
+  await until('more rows', 2 * MINUTE, () =>
+    (lab.diary().at(-1)?.n ?? 0) > seen + 10 ? true : undefined,
+  );
+  await lab.virsh('destroy', described.source.domain);
+  const told = lab.diary().at(-1);
+  if (!told) throw new Error('the source told of no row');
+  lastTold = told;
+  const asked = await drive.failover(page, { jobId: job.jobId, replicaName: 'source-replica' });
+  failover = await until('the failover to complete', 20 * MINUTE, async () => {
+    const one = await api.failover(asked.failoverId);
+    if (one.state.name === 'failed') throw new GiveUp(JSON.stringify(one.state.error));
+    return one.state.name === 'completed' ? one : undefined;
+  });
+  await snap('failed-over');
+  t.ok(
+    failover.steps.every((s) => s.state === 'done'),
+    'every step is done',
+    { steps: failover.steps },
+  );
+  t.ok(failover.hasScreenshot, 'there is a screenshot of the console');
+  const picture = await api.raw(`/api/failovers/${failover.failoverId}/screenshot`);
+  writeFileSync(join(evidence, 'console.png'), picture.body);
+  t.equal(picture.body.subarray(1, 4).toString(), 'PNG');
+});
+
+step('the replica booted by itself and holds every row that it must', async (t) => {
+  const address = await until('an address of the replica', 5 * MINUTE, async () => {
+    const now = await api.failover(failover.failoverId);
+    return now.addresses.find((a) => /^192\.168\.150\./.test(a))?.split('/')[0];
+  });
+  const psql = (sql: string) => lab.ssh(address, `psql -XAtq -d ledger -c "${sql}"`);
+  // The writer goes on counting on the replica; what was there before is what came over.
+  const bootedAt = Number(
+    await until('PostgreSQL to answer on the replica', 5 * MINUTE, () =>
+      psql('SELECT extract(epoch FROM pg_postmaster_start_time()) * 1000'),
+    ),
+  );
+  const [, recovered] = await Promise.all([
+    lab.ssh(address, 'sudo systemctl stop understudy-writer').catch(() => ''),
+    psql(
+      `SELECT count(*), min(n), max(n), extract(epoch FROM max(at)) * 1000 FROM entries_root WHERE extract(epoch FROM at) * 1000 < ${bootedAt}`,
+    ),
+  ]);
+  const [count, min, max, newestAtMs] = recovered.trim().split('|').map(Number) as [
+    number,
+    number,
+    number,
+    number,
+  ];
+  t.equal(min, 1, 'the first row is there');
+  t.equal(count, max, 'no hole in the sequence');
+  const data = (
+    await psql(
+      `SELECT count(*), min(n), max(n) FROM entries_data WHERE extract(epoch FROM at) * 1000 < ${bootedAt}`,
+    )
+  )
+    .trim()
+    .split('|')
+    .map(Number);
+  t.same(data, [count, min, max], 'both disks hold the same rows: order holds across disks');
+  const lossMs = lastTold.atMs - newestAtMs;
+  const claimedMs = failover.point.lossMs ?? Number.NaN;
+  t.comment(
+    `rows ${max} of ${lastTold.n}; lost ${lossMs.toFixed(0)} ms, claimed ${claimedMs.toFixed(0)} ms`,
+  );
+  t.ok(lossMs <= claimedMs, 'no more is lost than the page claimed', { lossMs, claimedMs });
+  // A row's time is taken before its commit, and the next row's after it: so a row was durable on the source before the
+  // next one's time, and all that was durable at the point that the failover names must be there.
+  const pointMs = Date.parse(failover.point.sourceTime ?? '');
+  const diary = lab.diary();
+  const mustHold =
+    diary.filter((_, i) => (diary[i + 1]?.atMs ?? Infinity) <= pointMs).at(-1)?.n ?? 0;
+  t.ok(mustHold > 0 && max >= mustHold, 'every row up to the last acknowledged frame is there', {
+    mustHold,
+    max,
+  });
+  const roots = await lab.ssh(address, 'findmnt -no SOURCE / && lsblk -dno TRAN,NAME');
+  t.notMatch(roots, /\bvda\b/, 'the disks are no longer virtio-blk');
+});

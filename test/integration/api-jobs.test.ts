@@ -1,0 +1,424 @@
+/**
+ * The whole control path on stand-ins: a source is added and enrols by the real enrolment, its agent connects by mutual
+ * TLS, is protected onto files, survives restarts of the appliance, and fails over.
+ */
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import t from 'tap';
+import type {
+  Failover,
+  Job,
+  ProtectPlan,
+  ProtectRequest,
+  Source,
+} from '../../appliance/api/schema.ts';
+import { Lab, type TestSource, until } from './api.lab.ts';
+
+const MIB = 1024 * 1024;
+t.setTimeout(300_000);
+const lab = new Lab();
+let web1: TestSource;
+let sourceId = '';
+let jobId = '';
+const request = (patch: Partial<ProtectRequest> = {}): ProtectRequest => ({
+  sourceId,
+  diskIds: ['disk-0-web1', 'disk-1-web1'],
+  pool: 'default',
+  network: 'lan',
+  replicaName: 'web1-replica',
+  vcpus: 2,
+  memoryBytes: 1024 * MIB,
+  compression: 'fast',
+  bandwidthLimitBytesPerSec: null,
+  ...patch,
+});
+const job = (id = jobId) => lab.call<Job>('GET', `/api/jobs/${id}`);
+const stateOf = async (id = jobId) => (await job(id)).state;
+const sourceState = async () =>
+  (await lab.call<Source>('GET', `/api/sources/${sourceId}`)).state.name;
+const waitFor = (name: string, id = jobId) =>
+  until(`job state ${name}`, async () => {
+    const state = await stateOf(id);
+    // What is tried again by itself may be seen on the way; what is not cannot end well.
+    if (state.name === 'error' && name !== 'error' && !PASSING.includes(state.error.code)) {
+      throw new Error(JSON.stringify(state));
+    }
+    return state.name === name;
+  });
+
+/** Waits for `same`; what the job says is in the failure. */
+async function untilSame(): Promise<void> {
+  try {
+    await until('every write on the replica', same);
+  } catch (error) {
+    const { state, stream, figures, disks } = await job();
+    const seen = JSON.stringify({ state, stream, figures, disks, agent: web1.log.slice(-5) });
+    throw new Error(`${(error as Error).message}: ${seen}`);
+  }
+}
+
+const PASSING = ['UND_HV_UNREACHABLE', 'UND_SOURCE_DISK_MISSING', 'UND_JOB_TAINTED'];
+
+/** Every byte of the replica files is the source's. */
+async function same(): Promise<boolean> {
+  for (const disk of (await job()).disks) {
+    const index = web1.kernel.paths.findIndex((path) => path.endsWith(disk.name));
+    const source = await readFile(web1.kernel.paths[index]!);
+    if (!source.equals(await readFile(disk.replicaPath!))) return false;
+  }
+  return true;
+}
+
+t.before(async () => {
+  await lab.start();
+  web1 = lab.addSource('web1');
+  await web1.addDisk('vda', 8 * MIB);
+  await web1.addDisk('vdb', 4 * MIB);
+  await web1.kernel.write(0, 0, Buffer.alloc(MIB, 'a'));
+  await web1.kernel.write(1, MIB, Buffer.alloc(MIB, 'b'));
+});
+t.teardown(() => lab.close());
+
+t.test('a source is added, enrols and comes online with its inventory', async (t) => {
+  const added = await lab.inject('POST', '/api/sources', { address: 'web1', username: 'root' });
+  t.equal(added.statusCode, 202, added.body);
+  sourceId = added.json().sourceId;
+  await until('the agent to be online', async () => (await sourceState()) === 'online');
+  await until(
+    'the inventory',
+    async () => (await lab.call<Source>('GET', `/api/sources/${sourceId}`)).inventory,
+  );
+  const source = await lab.call<Source>('GET', `/api/sources/${sourceId}`);
+  t.equal(source.name, 'web1');
+  t.equal(source.inventory?.disks.length, 2);
+  t.equal(source.certificate?.revoked, false);
+});
+
+t.test('a plan lists the actions, and what is wrong with the field concerned', async (t) => {
+  const good = await lab.call<ProtectPlan>('POST', '/api/jobs/plan', request());
+  t.equal(good.ok, true, JSON.stringify(good.problems));
+  t.ok(good.actions.length > 3);
+  const bad = await lab.call<ProtectPlan>(
+    'POST',
+    '/api/jobs/plan',
+    request({ pool: 'lvm', network: 'off', replicaName: 'understudy-appliance', diskIds: ['x'] }),
+  );
+  t.equal(bad.ok, false);
+  t.same(bad.problems.map(({ code, field }) => `${code} ${field}`).sort(), [
+    'UND_HV_NAME_IN_USE replicaName',
+    'UND_HV_POOL_UNUSABLE pool',
+    'UND_NETWORK_INACTIVE network',
+    'UND_NOT_FOUND diskIds.0',
+  ]);
+  const refused = await lab.inject('POST', '/api/jobs', request({ pool: 'lvm' }));
+  t.equal(refused.statusCode, 409);
+  t.match(refused.json(), { code: 'UND_HV_POOL_UNUSABLE', field: 'pool' });
+});
+
+t.test('protecting mirrors onto files until the job is protected; events tell of it', async (t) => {
+  const seen = new Set<string>();
+  const events = lab.events((event) => {
+    if (event.type === 'job') seen.add((event.job as Job).state.name);
+  });
+  const answer = await lab.inject('POST', '/api/jobs', request());
+  t.equal(answer.statusCode, 202, answer.body);
+  jobId = answer.json().jobId;
+  await waitFor('protected');
+  t.ok(await same(), 'the replica is the source');
+  const view = await job();
+  t.ok(view.disks.every(({ attached }) => attached));
+  t.equal(view.stream.mode, 'ordered');
+  t.ok(view.figures.durableSeq > 0);
+  t.ok(view.figures.appliedSeq > 0 && view.figures.appliedSeq <= view.figures.durableSeq);
+  t.ok(view.figures.newestPointAt);
+  await until('the protected state in the events', () => seen.has('protected'));
+  t.ok(seen.has('creating'), [...seen].join());
+  events.close();
+  const second = await lab.inject('POST', '/api/jobs', request({ replicaName: 'other' }));
+  t.match(second.json(), { code: 'UND_JOB_SOURCE_PROTECTED', field: 'sourceId' });
+});
+
+t.test('writes are replicated; settings change while it runs', async (t) => {
+  await web1.kernel.write(0, 2 * MIB, Buffer.alloc(MIB, 'c'));
+  await untilSame();
+  const patched = await lab.call<Job>('PATCH', `/api/jobs/${jobId}`, {
+    compression: 'best',
+    bandwidthLimitBytesPerSec: 10 * MIB,
+  });
+  t.match(patched.settings, { compression: 'best', bandwidthLimitBytesPerSec: 10 * MIB });
+});
+
+t.test('a pause holds intake over a restart of the appliance, and resuming goes on', async (t) => {
+  await lab.call('POST', `/api/jobs/${jobId}/pause`);
+  t.match(await stateOf(), { name: 'paused' });
+  await lab.restart();
+  await until('the agent to be back', async () => (await sourceState()) === 'online');
+  t.match(await stateOf(), { name: 'paused' });
+  await until('the stream to be open', async () => (await job()).figures.durableSeq > 0);
+  const { durableSeq } = (await job()).figures;
+  await web1.kernel.write(0, 3 * MIB, Buffer.alloc(MIB, 'd'));
+  await until('the write to be seen as lag', async () => (await job()).figures.lagBytes >= MIB);
+  t.equal((await job()).figures.durableSeq, durableSeq, 'nothing is taken');
+  t.notOk(await same(), 'nothing is applied');
+  await lab.call('POST', `/api/jobs/${jobId}/resume`);
+  await waitFor('protected');
+  await untilSame();
+});
+
+t.test(
+  'after a reboot of the host the disks are attached again, also if the host is late',
+  async (t) => {
+    await lab.appliance.close();
+    lab.host.forgetAttached();
+    lab.host.fail('listAttachedDisks', 'UND_HV_UNREACHABLE', 1);
+    await lab.start();
+    await web1.kernel.write(1, 0, Buffer.alloc(MIB, 'e'));
+    await until('both disks attached', async () =>
+      (await job()).disks.every((one) => one.attached),
+    );
+    await waitFor('protected');
+    await untilSame();
+    t.equal(lab.host.attached.size, 2);
+  },
+);
+
+t.test('nothing is applied under a replica VM that the appliance does not know of', async (t) => {
+  await lab.appliance.close();
+  lab.host.forgetAttached();
+  lab.host.vms.set('web1-replica', { spec: { name: 'web1-replica' } as never, running: true });
+  await lab.start();
+  await waitFor('error');
+  t.match(await stateOf(), { error: { code: 'UND_JOB_TAINTED' } });
+  t.equal(lab.host.attached.size, 0);
+  lab.host.vms.clear();
+  await waitFor('protected');
+});
+
+t.test('a disk that grows makes its replica grow', async () => {
+  await web1.kernel.files[1]!.truncate(6 * MIB);
+  web1.kernel.sizes[1] = 6 * MIB;
+  web1.kernel.emit({
+    kind: 'disk-resized',
+    disk: 1,
+    oldSizeBytes: 4 * MIB,
+    newSizeBytes: 6 * MIB,
+  });
+  await until('the replica has grown', async () =>
+    (await job()).disks.some((disk) => disk.sizeBytes === 6 * MIB),
+  );
+  await waitFor('protected');
+  await web1.kernel.write(1, 5 * MIB, Buffer.alloc(MIB, 'f'));
+  await untilSame();
+});
+
+t.test('a pool that is nearly full holds apply and nothing else', async (t) => {
+  lab.host.availableBytes = 1024;
+  await until('the hold', async () => (await stateOf()).name === 'paused');
+  const state = await stateOf();
+  t.match(state, { name: 'paused', reason: /default is nearly full/ });
+  await web1.kernel.write(0, 4 * MIB, Buffer.alloc(MIB, 'g'));
+  await until('the frames in the journal', async () => {
+    const { figures } = await job();
+    return figures.durableSeq > figures.appliedSeq && figures.applyBacklogBytes > 0;
+  });
+  t.notOk(await same());
+  lab.host.availableBytes = 80 * 1024 ** 3;
+  await waitFor('protected');
+  await untilSame();
+});
+
+t.test('an agent that is killed comes back and goes on', async () => {
+  await web1.stop();
+  await until('the agent to be missed', async () => (await sourceState()) === 'offline');
+  await waitFor('waiting-for-agent');
+  await web1.kernel.write(0, 5 * MIB, Buffer.alloc(MIB, 'h'));
+  web1.start();
+  await waitFor('protected');
+  await untilSame();
+});
+
+t.test('after a reboot that swaps the names of the disks each replica keeps its own', async (t) => {
+  await web1.stop();
+  await until('the agent to be missed', async () => (await sourceState()) === 'offline');
+  web1.reboot();
+  const [vda, vdb] = web1.kernel.paths as [string, string];
+  const names = await lab.call<Source>('GET', `/api/sources/${sourceId}`);
+  t.equal(names.inventory?.disks[0]?.devicePath, vda);
+  web1.devicePaths.set(0, vdb).set(1, vda);
+  web1.start();
+  await waitFor('protected');
+  await web1.kernel.write(0, 0, Buffer.alloc(MIB, 'j'));
+  await untilSame();
+});
+
+t.test('a disk that is gone from the source stops its job with the reason', async (t) => {
+  await web1.stop();
+  web1.reboot();
+  web1.hidden.add(1);
+  web1.start();
+  await waitFor('error');
+  t.match(await stateOf(), { error: { code: 'UND_SOURCE_DISK_MISSING', message: /vdb/ } });
+  await web1.stop();
+  web1.hidden.clear();
+  web1.start();
+  await waitFor('protected');
+});
+
+t.test('a mirror on command compares and ends protected', async (t) => {
+  await lab.call('POST', `/api/jobs/${jobId}/mirror`, {});
+  await until('the difference mirror', async () =>
+    (await job()).disks.every(({ mirror }) => mirror?.kind === 'difference'),
+  );
+  await waitFor('protected');
+  t.ok(await same());
+  const unknown = await lab.inject('POST', `/api/jobs/${jobId}/mirror`, { diskId: 'nope' });
+  t.match(unknown.json(), { code: 'UND_NOT_FOUND', field: 'diskId' });
+});
+
+t.test(
+  'failing over: typed confirmation, two at once, deleting meanwhile; undo replicates again',
+  async (t) => {
+    const wrong = await lab.inject('POST', `/api/jobs/${jobId}/failover`, {
+      kind: 'unplanned',
+      confirm: 'web1',
+    });
+    t.match(wrong.json(), { code: 'UND_FAILOVER_CONFIRM' });
+    const start = () =>
+      lab.inject('POST', `/api/jobs/${jobId}/failover`, {
+        kind: 'unplanned',
+        confirm: 'web1-replica',
+      });
+    const both = await Promise.all([start(), start()]);
+    t.same(both.map(({ statusCode }) => statusCode).sort(), [202, 409]);
+    const failoverId = both.find(({ statusCode }) => statusCode === 202)!.json().failoverId;
+    t.match(both.find(({ statusCode }) => statusCode === 409)!.json(), {
+      code: 'UND_FAILOVER_RUNNING',
+    });
+    const deleted = await lab.inject('DELETE', `/api/jobs/${jobId}?disks=delete`);
+    t.match(deleted.json(), { code: 'UND_JOB_STATE' });
+    const failover = () => lab.call<Failover>('GET', `/api/failovers/${failoverId}`);
+    await until('the failover to complete', async () => {
+      const { state } = await failover();
+      if (state.name === 'failed') throw new Error(JSON.stringify(state));
+      return state.name === 'completed';
+    });
+    await waitFor('failed-over');
+    t.ok((await job()).provenBootableAt);
+    t.equal(lab.host.vms.get('web1-replica')?.running, true);
+
+    await lab.restart();
+    t.match(await stateOf(), { name: 'failed-over' }, 'it stays so over a restart');
+    t.equal(lab.host.vms.get('web1-replica')?.running, true);
+
+    const undo = await lab.inject('POST', `/api/failovers/${failoverId}/undo`, {
+      confirm: 'web1-replica',
+    });
+    t.equal(undo.statusCode, 202, undo.body);
+    await until('the undo', async () => (await failover()).state.name === 'undone');
+    t.notOk(lab.host.vms.has('web1-replica'));
+    await waitFor('protected');
+    await web1.kernel.write(0, 6 * MIB, Buffer.alloc(MIB, 'i'));
+    await untilSame();
+  },
+);
+
+t.test('deleting the job ends it on the agent and removes the disks', async (t) => {
+  const answer = await lab.inject('DELETE', `/api/jobs/${jobId}?disks=delete`);
+  t.equal(answer.statusCode, 202, answer.body);
+  await until(
+    'the job to be gone',
+    async () => (await lab.inject('GET', `/api/jobs/${jobId}`)).statusCode === 404,
+  );
+  t.equal(lab.host.attached.size, 0);
+  t.same(await lab.host.files(), []);
+  t.equal((await lab.call<Source>('GET', `/api/sources/${sourceId}`)).jobId, null);
+  await until('the capture to be taken off', () => web1.kernel.captureId === '');
+});
+
+t.test('a failure while making the disks waits for a person; resuming goes on', async (t) => {
+  await until('the agent to be back', async () => (await sourceState()) === 'online');
+  lab.host.fail('createDisk', 'UND_HV_POOL_FULL', 1);
+  const made = await lab.call<Job>('POST', '/api/jobs', request({ replicaName: 'second' }));
+  await waitFor('error', made.jobId);
+  t.match(await stateOf(made.jobId), { error: { code: 'UND_HV_POOL_FULL' } });
+  await lab.call('POST', `/api/jobs/${made.jobId}/resume`);
+  await waitFor('protected', made.jobId);
+  jobId = made.jobId;
+  t.ok(await same());
+  await web1.stop();
+  const kept = await lab.inject('DELETE', `/api/jobs/${jobId}?disks=keep`);
+  t.equal(kept.statusCode, 202);
+  await until(
+    'the job to be gone',
+    async () => (await lab.inject('GET', `/api/jobs/${jobId}`)).statusCode === 404,
+  );
+  t.equal((await lab.host.files()).length, 2, 'the disks are kept');
+  t.not(web1.kernel.captureId, '', 'the agent was away: its capture goes on');
+  web1.start();
+  await until('the capture to be taken off', () => web1.kernel.captureId === '').catch((error) => {
+    throw new Error(`${error.message}: ${web1.log.slice(-8).join(' | ')}`);
+  });
+  await until('the agent to forget the job', async () => (await web1.state.job()) === null);
+});
+
+t.test('a failover whose step fails goes back; one that is committed ends the job', async (t) => {
+  await until('the agent to be back', async () => (await sourceState()) === 'online');
+  const made = await lab.call<Job>('POST', '/api/jobs', request({ replicaName: 'third' }));
+  jobId = made.jobId;
+  const start = () =>
+    lab.inject('POST', `/api/jobs/${jobId}/failover`, { kind: 'unplanned', confirm: 'third' });
+  const ended = async (failoverId: string, name: string) => {
+    await until(`the failover to be ${name}`, async () => {
+      const { state } = await lab.call<Failover>('GET', `/api/failovers/${failoverId}`);
+      return state.name === name;
+    });
+    return lab.call<Failover>('GET', `/api/failovers/${failoverId}`);
+  };
+  const early = await start();
+  t.match(early.json(), { code: /UND_FAILOVER_NOT_READY|UND_JOB_STATE/ }, 'not before the mirror');
+  await waitFor('protected');
+
+  lab.host.fail('defineVm', 'UND_HV_FAILED');
+  const failed = await ended((await start()).json().failoverId, 'failed');
+  t.match(failed.state, { error: { code: 'UND_HV_FAILED' } });
+  t.notOk(lab.host.vms.has('third'));
+  await waitFor('protected');
+  await web1.kernel.write(0, MIB, Buffer.alloc(MIB, 'k'));
+  await untilSame();
+
+  const { failoverId } = await ended((await start()).json().failoverId, 'completed');
+  const answer = await lab.inject('POST', `/api/failovers/${failoverId}/commit`, {
+    confirm: 'third',
+  });
+  t.equal(answer.statusCode, 202, answer.body);
+  await ended(failoverId, 'committed');
+  await until('the job to be gone', async () => {
+    const { statusCode } = await lab.inject('GET', `/api/jobs/${jobId}`);
+    return statusCode === 404;
+  });
+  t.equal(lab.host.vms.get('third')?.running, true);
+  await until('the source to be told', () => web1.kernel.captureId === '');
+});
+
+t.test('every act is in the audit log', async (t) => {
+  const entries = await lab.call<{ act: string; outcome: string; who: string }[]>(
+    'GET',
+    '/api/audit?limit=1000',
+  );
+  const acts = new Set(entries.filter(({ outcome }) => outcome === 'ok').map(({ act }) => act));
+  for (const act of [
+    'login',
+    'source.add',
+    'enrol',
+    'job.protect',
+    'job.pause',
+    'job.resume',
+    'failover.start',
+    'failover.undo',
+    'job.delete',
+  ]) {
+    t.ok(acts.has(act), act);
+  }
+  t.ok(entries.some(({ act, outcome }) => act === 'failover.start' && outcome === 'refused'));
+  t.ok((await readFile(join(lab.dir, 'data/ca/ca.pem'), 'utf8')).includes('CERTIFICATE'));
+});

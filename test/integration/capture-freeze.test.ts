@@ -1,0 +1,108 @@
+import { spawn } from 'node:child_process';
+import fs from 'node:fs';
+import { join } from 'node:path';
+import t from 'tap';
+import { freeze } from '../../agent/capture/capture.ts';
+import { CaptureLab, childrenWith, run, unable, until } from './capture.lab.ts';
+
+const skip = unable();
+
+t.setTimeout(240_000);
+
+t.before(() => {
+  if (!skip) run('scripts/build-capture');
+});
+
+/** Writes a file in a process of its own, which hangs as long as the file system is frozen. */
+function writer(path: string) {
+  const child = spawn('sh', ['-c', `echo x > ${path}`], { stdio: 'ignore' });
+  const state = { ended: false };
+  child.once('exit', () => {
+    state.ended = true;
+  });
+  const hangs = () => {
+    try {
+      const stat = fs.readFileSync(`/proc/${child.pid}/stat`, 'utf8');
+      return stat.slice(stat.lastIndexOf(')') + 2)[0] === 'D';
+    } catch {
+      return false;
+    }
+  };
+  return { state, hangs };
+}
+
+function twoMounts(lab: CaptureLab): string[] {
+  return [0, 1].map(() => {
+    const disk = lab.disk(16, { random: false });
+    run('mkfs.ext4', '-q', '-F', disk.dev);
+    return lab.mount(disk.dev);
+  });
+}
+
+/** The freezer's two processes: our child and its child. */
+function freezerPids(mount: string): number[] {
+  const parents = childrenWith(mount);
+  const children = parents.flatMap((pid) =>
+    fs
+      .readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8')
+      .trim()
+      .split(' ')
+      .filter(Boolean)
+      .map(Number),
+  );
+  return [...parents, ...children];
+}
+
+t.test('frozen until thawed', { skip }, async (t) => {
+  const lab = new CaptureLab(t);
+  const mounts = twoMounts(lab);
+  const held = await freeze(mounts, 20_000);
+  t.ok(held.frozenAtBootNs > 0n);
+  const writers = mounts.map((m) => writer(join(m, 'file')));
+  await until('both writers to hang', () => writers.every((w) => w.hangs()));
+  t.equal(await held.thaw(), true);
+  await until('both writers to end', () => writers.every((w) => w.state.ended));
+});
+
+t.test('the watchdog thaws in time', { skip }, async (t) => {
+  const lab = new CaptureLab(t);
+  const mounts = twoMounts(lab);
+  const held = await freeze(mounts, 300);
+  const writers = mounts.map((m) => writer(join(m, 'file')));
+  await until('both writers to end', () => writers.every((w) => w.state.ended));
+  t.equal(await held.thaw(), false, 'and says so');
+});
+
+for (const [which, name] of [
+  [0, 'the watcher'],
+  [1, 'the holder'],
+] as const) {
+  t.test(`kill -9 of ${name} leaves nothing frozen`, { skip }, async (t) => {
+    const lab = new CaptureLab(t);
+    const mounts = twoMounts(lab);
+    const held = await freeze(mounts, 1000);
+    const pids = freezerPids(mounts[0]!);
+    t.equal(pids.length, 2);
+    process.kill(pids[which]!, 'SIGKILL');
+    const writers = mounts.map((m) => writer(join(m, 'file')));
+    await until('both writers to end', () => writers.every((w) => w.state.ended));
+    t.equal(await held.thaw(), false);
+  });
+}
+
+t.test('one that cannot be frozen: all are thawed, and told which', { skip }, async (t) => {
+  const lab = new CaptureLab(t);
+  const [first, second] = twoMounts(lab) as [string, string];
+  run('fsfreeze', '-f', second);
+  let frozen = true;
+  lab.later(() => frozen && run('fsfreeze', '-u', second));
+  await t.rejects(freeze([first, second], 5000), {
+    code: 'UND_FREEZE_FAILED',
+    params: { mountPoint: second },
+  });
+  const w = writer(join(first, 'file'));
+  await until('the writer to end', () => w.state.ended);
+  run('fsfreeze', '-u', second);
+  frozen = false;
+  await t.rejects(freeze(['/does-not-exist'], 5000), { code: 'UND_FREEZE_FAILED' });
+});

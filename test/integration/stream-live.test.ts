@@ -1,0 +1,265 @@
+/** The stream with the real capture, on loop devices: the agent is a process, and is killed. */
+import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
+import fs from 'node:fs';
+import { join } from 'node:path';
+import t from 'tap';
+import { openBlockReader } from '../../agent/capture/capture.ts';
+import { ReplicationStream } from '../../appliance/replication/replication-stream.ts';
+import {
+  CaptureLab,
+  firstDifference,
+  MIB,
+  mixedWorkload,
+  run,
+  runAside,
+  unable,
+} from './capture.lab.ts';
+import { FaultProxy, PlainServer, until } from './stream.lab.ts';
+
+const skip = unable();
+t.setTimeout(180_000);
+
+t.before(() => {
+  if (!skip) run('scripts/build-capture');
+});
+
+type TestLike = { teardown: (fn: () => unknown) => void };
+
+/** Loop devices on the one side, files of holes on the other. */
+class LiveLab {
+  readonly lab: CaptureLab;
+  readonly server = new PlainServer();
+  readonly proxy = new FaultProxy();
+  readonly disks: Array<ReturnType<CaptureLab['disk']>>;
+  stream!: ReplicationStream;
+  #agent: ChildProcess | undefined;
+
+  constructor(t: TestLike, sizesMiB: number[]) {
+    this.lab = new CaptureLab(t, 1200);
+    this.disks = sizesMiB.map((size) => this.lab.disk(size));
+    for (const { replica } of this.disks) {
+      const size = fs.statSync(replica).size;
+      fs.truncateSync(replica, 0);
+      fs.truncateSync(replica, size);
+    }
+    t.teardown(() => this.close());
+  }
+
+  async start(ringBytes = 64 * MIB): Promise<this> {
+    await this.server.listen();
+    await this.proxy.listen();
+    this.proxy.target = this.server.port;
+    this.stream = await ReplicationStream.open({
+      jobId: 'live',
+      jobDir: join(this.lab.dir, 'job'),
+      disks: this.disks.map(({ dev, sizeBytes, replica }, index) => ({
+        diskId: `disk-${index}`,
+        index,
+        devicePath: dev,
+        sizeBytes,
+        replicaPath: replica,
+        freshReplica: true,
+      })),
+      settings: { compression: 'fast', bandwidthLimitBytesPerSec: null },
+      limits: { journalBytes: 300 * MIB, segmentBytes: 16 * MIB, ringBytes },
+    });
+    this.server.stream = this.stream;
+    return this;
+  }
+
+  startAgent(...more: string[]): void {
+    this.#agent = spawn(
+      process.execPath,
+      [
+        '--disable-warning=ExperimentalWarning',
+        join(import.meta.dirname, 'stream-agent.ts'),
+        String(this.proxy.port),
+        this.lab.pinDir,
+        join(this.lab.dir, 'run'),
+        ...more,
+      ],
+      { stdio: ['ignore', 'ignore', 'inherit'] },
+    );
+  }
+
+  async stopAgent(signal: NodeJS.Signals): Promise<void> {
+    const agent = this.#agent;
+    this.#agent = undefined;
+    if (!agent || agent.exitCode !== null) return;
+    agent.kill(signal);
+    await once(agent, 'exit');
+  }
+
+  /** What the disks hold now has come over: a mark behind it is durable, and nothing is left to do. */
+  async settled(): Promise<void> {
+    run('sync');
+    const from = Date.now();
+    await until(
+      'the stream to be protected behind the last write',
+      () => {
+        const { phase, newestPointMs } = this.stream.state();
+        return phase.name === 'protected' && (newestPointMs ?? 0) > from + 1500;
+      },
+      60_000,
+    ).catch((error) => {
+      throw new Error(`${error.message}\n${JSON.stringify(this.stream.state())}`);
+    });
+    await this.stream.drainApply();
+  }
+
+  differences(): Array<number | undefined> {
+    return this.disks.map(({ dev, replica }) => firstDifference(dev, replica));
+  }
+
+  async close(): Promise<void> {
+    await this.stopAgent('SIGKILL');
+    await this.stream?.close();
+    await this.proxy.close();
+    await this.server.close();
+  }
+}
+
+/**
+ * Replays the file system's journal and checks it. Not read-only: an unmounted file system can still be held by another
+ * mount namespace of the machine, and is then not closed.
+ */
+const fsck = (path: string): boolean => {
+  const { status, stdout } = spawnSync('e2fsck', ['-fp', path], { encoding: 'utf8' });
+  if (status !== 0 && status !== 1) console.error(`# ${stdout}`);
+  return status === 0 || status === 1;
+};
+
+const none = (lab: LiveLab) => lab.disks.map(() => undefined);
+
+t.test(
+  'a mounted file system in use: mirror and replication give the disk',
+  { skip },
+  async (t) => {
+    const live = await new LiveLab(t, [128, 64]).start();
+    const [first, second] = live.disks as [(typeof live.disks)[0], (typeof live.disks)[0]];
+    await runAside('mkfs.ext4', '-q', '-F', first.dev);
+    const mountpoint = live.lab.mount(first.dev);
+    fs.writeFileSync(join(mountpoint, 'before'), Buffer.alloc(9 * MIB, 'before '));
+    live.startAgent();
+    await until('the mirror to begin', () => live.stream.state().durableSeq > 2);
+    await mixedWorkload(live.lab, second.dev, second.sizeBytes, 7);
+    for (let file = 0; file < 40; file++) {
+      fs.writeFileSync(
+        join(mountpoint, `during-${file % 13}`),
+        Buffer.alloc(200_000 + file, `${file} `),
+      );
+      if (file % 5 === 0) await runAside('sync', '-f', mountpoint);
+      await new Promise((resolve) => setTimeout(resolve, 10));
+    }
+    await until('the mirror to be done', () => live.stream.state().consistent);
+    await runAside('umount', mountpoint);
+    await live.settled();
+    t.same(live.differences(), none(live));
+    t.ok(fsck(first.replica), 'a sound file system');
+    t.equal(live.stream.epoch, 1);
+    t.equal(live.stream.state().mode.mode, 'ordered');
+  },
+);
+
+t.test(
+  'free blocks of a mounted ext4 are not read, and nothing is missed for it',
+  { skip },
+  async (t) => {
+    const live = await new LiveLab(t, [192]).start();
+    const [disk] = live.disks as [(typeof live.disks)[0]];
+    await runAside('mkfs.ext4', '-q', '-F', disk.dev);
+    const mountpoint = live.lab.mount(disk.dev);
+    const content = (file: number) => Buffer.alloc(700_000 + file * 4099, `${file} `);
+    fs.writeFileSync(join(mountpoint, 'deleted'), Buffer.alloc(60 * MIB, 'waste'));
+    for (let file = 0; file < 10; file++)
+      fs.writeFileSync(join(mountpoint, `${file}`), content(file));
+    run('sync', '-f', mountpoint);
+    fs.rmSync(join(mountpoint, 'deleted'));
+    // Not yet on the disk when the mirror begins: allocated by the freeze at the latest.
+    for (let file = 10; file < 20; file++)
+      fs.writeFileSync(join(mountpoint, `${file}`), content(file));
+    live.proxy.bytesPerSec = 24 * MIB;
+    live.startAgent('skip');
+    await until(
+      'the mirror to begin',
+      () => live.stream.state().disks[0]!.mirror.state === 'running',
+    );
+    for (let file = 20; file < 60; file++) {
+      fs.writeFileSync(join(mountpoint, `${file}`), content(file % 30));
+      if (file % 3 === 0) fs.rmSync(join(mountpoint, `${file - 20}`));
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+    await until('the mirror to be done', () => live.stream.state().consistent);
+    const { mirror } = live.stream.state().disks[0]!;
+    t.ok(mirror.skippedBytes > 100 * MIB, `${mirror.skippedBytes} bytes were left out`);
+    const names = fs.readdirSync(mountpoint).sort();
+    await runAside('umount', mountpoint);
+    await live.settled();
+    t.not(live.differences()[0], undefined, 'the deleted file is not on the replica');
+    t.ok(fsck(disk.replica), 'a sound file system');
+    const copy = live.lab.mount(disk.replica, '-o', 'ro,loop');
+    t.same(fs.readdirSync(copy).sort(), names);
+    const wrong = names.filter((name) => {
+      const number = Number(name);
+      if (Number.isNaN(number)) return false;
+      const want = content(number >= 20 ? number % 30 : number);
+      return !fs.readFileSync(join(copy, name)).equals(want);
+    });
+    t.same(wrong, [], 'every file is what it was');
+    await runAside('umount', copy);
+  },
+);
+
+t.test('kill -9 of the agent mid-mirror and mid-stream loses nothing', { skip }, async (t) => {
+  const live = await new LiveLab(t, [96]).start();
+  const [disk] = live.disks as [(typeof live.disks)[0]];
+  live.proxy.bytesPerSec = 20 * MIB;
+  live.startAgent();
+  const workload = mixedWorkload(live.lab, disk.dev, disk.sizeBytes, 11);
+  for (let kill = 0; kill < 3; kill++) {
+    const from = live.stream.state().durableSeq;
+    await until('frames to be durable', () => live.stream.state().durableSeq > from + 5);
+    await live.stopAgent('SIGKILL');
+    live.startAgent();
+  }
+  live.proxy.bytesPerSec = null;
+  await workload;
+  await until('the mirror to be done', () => live.stream.state().consistent, 60_000);
+  await live.settled();
+  t.same(live.differences(), none(live));
+  t.equal(live.stream.epoch, 1, 'the pinned capture was adopted each time');
+});
+
+t.test('a real overflow: tracking, difference mirror, identical again', { skip }, async (t) => {
+  const live = await new LiveLab(t, [96]).start(MIB);
+  const [disk] = live.disks as [(typeof live.disks)[0]];
+  live.startAgent();
+  await until('the first mirror', () => live.stream.state().phase.name === 'protected');
+  live.proxy.stalled = true;
+  // More than the ring and everything on the way take.
+  await runAside(
+    'dd',
+    'if=/dev/urandom',
+    `of=${disk.dev}`,
+    'bs=1M',
+    'count=80',
+    'oflag=direct',
+    'conv=notrunc',
+  );
+  live.proxy.stalled = false;
+  await until('the loss to be known', () => live.stream.state().mode.mode !== 'ordered', 60_000);
+  await until('order to be held again', () => live.stream.state().mode.mode === 'ordered', 60_000);
+  await live.settled();
+  t.same(live.differences(), none(live));
+  t.match(live.stream.state().disks[0]!.mirror, { kind: 'difference', reason: /overflow/ });
+});
+
+t.test('blocks are read past the page cache', { skip }, async (t) => {
+  const live = await new LiveLab(t, [16]).start();
+  const reader = await openBlockReader(live.disks[0]!.dev);
+  t.teardown(() => reader.close());
+  const { data, zero } = await reader.read(0, MIB);
+  t.equal(data.length, MIB);
+  t.equal(zero, false);
+});

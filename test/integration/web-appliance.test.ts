@@ -1,0 +1,146 @@
+/**
+ * The page against the appliance's own API (with stand-ins only for the target host, SSH and the capture): whatever
+ * the two of them understand differently of the contract shows here, long before the lab.
+ */
+import { join } from 'node:path';
+import t from 'tap';
+import type { ApplianceConfig } from '../../appliance/config.ts';
+import {
+  addSource,
+  failover,
+  go,
+  login,
+  openPage,
+  press,
+  protect,
+  readJob,
+  see,
+  settleFailover,
+  shoot,
+  showJob,
+  waitFor,
+  waitForFailover,
+  waitForJob,
+} from '../e2e/page.ts';
+import { Lab, PASSWORD } from './api.lab.ts';
+import { buildPage, dist } from './web.lab.ts';
+
+const MIB = 2 ** 20;
+const LIMIT_MS = 60_000;
+t.setTimeout(600_000);
+
+/** The lab's appliance, with the page. */
+class PageLab extends Lab {
+  override get config(): ApplianceConfig {
+    return { ...super.config, webDir: dist };
+  }
+}
+
+t.test('the whole path, from the page through the real API', async (t) => {
+  await buildPage();
+  const lab = new PageLab();
+  t.teardown(() => lab.close());
+  await lab.start();
+  const server = lab.addSource('files-1');
+  await server.addDisk('vda', 8 * MIB);
+  await server.addDisk('vdb', 4 * MIB);
+  await server.kernel.write(0, 0, Buffer.alloc(MIB, 'a'));
+
+  const pictures = 'build/web-appliance';
+  const opened = await openPage({
+    url: `https://127.0.0.1:${lab.appliance.httpsPort}/`,
+    picturesDir: pictures,
+  });
+  t.teardown(() => opened.close());
+  const { page } = opened;
+  await login(page, { username: 'admin', password: PASSWORD });
+
+  const source = await addSource(page, { address: 'files-1', username: 'root', password: 'any' });
+  t.equal(source.name, 'files-1');
+  const job = await protect(page, {
+    sourceId: source.sourceId,
+    network: 'lan',
+    memoryMib: 256,
+    compression: 'best',
+    bandwidthMibPerSec: 90,
+  });
+  t.equal(job.replicaName, 'files-1-replica');
+  await waitForJob(page, job.jobId, ['protected'], LIMIT_MS);
+  await server.kernel.write(1, MIB, Buffer.alloc(MIB, 'b'));
+  const before = await readJob(page);
+  await waitFor(page, 'the write to be safe and applied', LIMIT_MS, async () => {
+    const now = await readJob(page);
+    return (
+      (now.durableSeq ?? 0) > (before.durableSeq ?? 0) &&
+      now.appliedSeq === now.durableSeq &&
+      now.newestPointAt !== null
+    );
+  });
+  await shoot(page, join(pictures, 'job.png'), true);
+
+  await press(page, '#job-pause');
+  await waitForJob(page, job.jobId, ['paused'], LIMIT_MS);
+  await press(page, '#job-resume');
+  await waitForJob(page, job.jobId, ['protected'], LIMIT_MS);
+  await press(page, '#job-menu');
+  await press(page, '#job-settings');
+  await page.locator('#compression-none').check();
+  await page.locator('#bandwidth-limited').uncheck();
+  await press(page, '#confirm-submit');
+  await waitFor(page, 'the changed settings', LIMIT_MS, async () =>
+    (await page.locator('#job-bandwidth').allInnerTexts())[0]?.includes('no limit'),
+  );
+
+  const started = await failover(page, { jobId: job.jobId, replicaName: job.replicaName });
+  const done = await waitForFailover(page, started.failoverId, ['completed'], LIMIT_MS);
+  t.ok(done.steps.every((step) => step.state === 'done'));
+  t.equal(done.steps.length, 9);
+  t.match(done.proof, /the guest agent answered/);
+  t.same(done.addresses, ['192.0.2.77']);
+  await shoot(page, join(pictures, 'failover.png'), true);
+  await settleFailover(page, started.failoverId, 'undo', job.replicaName);
+
+  for (const [place, seen] of [
+    ['/', '#overview-protected'],
+    ['/host', '#pool-table'],
+    ['/certificates', '#certificate-table'],
+    ['/users', '#user-table'],
+    ['/audit', '#audit-table'],
+    ['/settings', '#ca-fingerprint'],
+  ] as const) {
+    await go(page, place);
+    await see(page, seen);
+    t.equal(await page.locator('[data-testid=error-alert]').count(), 0, `${place} has no error`);
+  }
+
+  // A restart of the appliance: the page finds it again, and the person stays logged in.
+  await showJob(page, job.jobId);
+  await lab.restart();
+  await waitForJob(page, job.jobId, ['protected'], LIMIT_MS);
+  await waitFor(
+    page,
+    'the page to be connected again',
+    LIMIT_MS,
+    async () =>
+      !(await page.locator('#connection-lost').isVisible()) && !(await readJob(page)).stale,
+  );
+
+  await press(page, '#job-menu');
+  await press(page, '#job-delete');
+  await page.locator('#delete-delete-disks').check();
+  await page.locator('#confirm-input').fill(job.replicaName);
+  await press(page, '#confirm-submit');
+  await see(page, '#no-jobs');
+  await go(page, `/sources/${source.sourceId}`);
+  await see(page, '#source-state');
+  await press(page, '#uninstall-source');
+  await page.locator('#confirm-input').fill('files-1');
+  await press(page, '#confirm-submit');
+  await see(page, '#no-sources');
+  t.same(
+    // The console tells of the connections that broke with the restart.
+    opened.complaints.filter((line) => !/ERR_|Failed to load resource/.test(line)),
+    [],
+    'no error in the page',
+  );
+});

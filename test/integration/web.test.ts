@@ -1,0 +1,353 @@
+/**
+ * The page in headless Chromium against the scripted API of test/e2e/page-mock.ts: one story from the first login to
+ * the failover's undo, and what the page says when things go wrong. Pictures of every screen go to build/web.
+ */
+import { join } from 'node:path';
+import t, { type Test } from 'tap';
+import {
+  addSource,
+  failover,
+  go,
+  login,
+  logout,
+  type OpenPage,
+  openBrowser,
+  openPage,
+  press,
+  protect,
+  readJob,
+  see,
+  settleFailover,
+  shoot,
+  showJob,
+  waitFor,
+  waitForFailover,
+  waitForJob,
+} from '../e2e/page.ts';
+import { MOCK_FINGERPRINT, MOCK_SOURCE, type PageMock, startPageMock } from '../e2e/page-mock.ts';
+import { buildPage, dist, root } from './web.lab.ts';
+
+const pictures = join(root, 'build/web');
+const LIMIT_MS = 60_000;
+// A browser on a busy machine takes its time; every wait has a limit of its own.
+t.setTimeout(600_000);
+
+await buildPage();
+const browser = await openBrowser();
+t.teardown(() => browser.close());
+
+/** A fresh mock with a logged-in page; both are closed when the test ends. */
+async function start(
+  test: Test,
+  options: { dark?: boolean; width?: number; first?: boolean } = {},
+): Promise<{ mock: PageMock; opened: OpenPage }> {
+  const mock = await startPageMock({ dist, stepMs: 70 });
+  test.teardown(() => mock.close());
+  const opened = await openPage({
+    url: mock.url,
+    browser,
+    picturesDir: pictures,
+    ...options,
+  });
+  test.teardown(() => opened.close());
+  if (!options.first) {
+    await login(opened.page, {
+      username: 'admin',
+      password: mock.firstPassword,
+      newPassword: 'a password of my own',
+    });
+  }
+  return { mock, opened };
+}
+const picture = (opened: OpenPage, name: string) =>
+  shoot(opened.page, join(pictures, `${name}.png`), true);
+
+t.test('the whole path through the page: log in, add, protect, fail over, undo', async (t) => {
+  const { mock, opened } = await start(t, { first: true });
+  const { page } = opened;
+
+  await see(page, '#login-form');
+  await picture(opened, '01-login');
+  await page.locator('#login-username').fill('admin');
+  await page.locator('#login-password').fill('wrong');
+  await press(page, '#login-submit');
+  await see(page, '#login-error');
+  t.equal(await page.locator('#login-error').getAttribute('data-code'), 'UND_AUTH_FAILED');
+
+  const password = 'a password of my own';
+  await login(page, { username: 'admin', password: mock.firstPassword, newPassword: password });
+  t.notOk(mock.violations.length, 'contract kept until here');
+  await see(page, '#overview-empty');
+  await picture(opened, '02-overview-empty');
+  await go(page, '/sources');
+  await see(page, '#no-sources');
+  await picture(opened, '03-sources-empty');
+
+  const source = await addSource(page, {
+    ...MOCK_SOURCE,
+    fingerprint: MOCK_FINGERPRINT,
+    sight: (name) => picture(opened, `04-add-${name}`),
+  });
+  t.equal(source.name, 'orders-db');
+  t.equal(source.fingerprint, MOCK_FINGERPRINT);
+  await see(page, '#inventory');
+  await picture(opened, '05-source');
+  t.equal(await page.locator('[data-testid=source-disk]').count(), 3, 'every disk is listed');
+
+  mock.holdMirror = true;
+  const job = await protect(page, {
+    sourceId: source.sourceId,
+    pool: 'default',
+    network: 'lan',
+    compression: 'balanced',
+    bandwidthMibPerSec: 80,
+    sight: (name) => picture(opened, `06-protect-${name}`),
+  });
+  t.equal(job.replicaName, 'orders-db-replica');
+  t.ok(job.actions.length >= 5, 'the summary lists the actions');
+  const { settings } = mock.jobs.get(job.jobId)!;
+  t.same(settings.diskIds, ['disk-vda', 'disk-vdb'], 'all that can be protected is preselected');
+  t.equal(settings.bandwidthLimitBytesPerSec, 80 * 2 ** 20);
+  t.equal(settings.compression, 'balanced');
+  t.equal(settings.memoryBytes, 2048 * 2 ** 20);
+
+  await waitForJob(page, job.jobId, ['mirroring'], LIMIT_MS);
+  await waitFor(page, 'some of the mirror to be done', LIMIT_MS, async () => {
+    const done = await page
+      .locator('[data-testid=disk-mirror]')
+      .first()
+      .getAttribute('data-done-bytes');
+    return Number(done) > 2 ** 30;
+  });
+  await picture(opened, '07-job-mirroring');
+  mock.holdMirror = false;
+  await waitForJob(page, job.jobId, ['protected'], LIMIT_MS);
+  const sight = await waitFor(page, 'a lag to be told', LIMIT_MS, async () => {
+    const now = await readJob(page);
+    return now.lagMs !== null && now;
+  });
+  t.equal(sight.stream, 'ordered');
+  t.ok(sight.newestPointAt, 'the newest point is told');
+  await waitFor(page, 'the charts to have a line', LIMIT_MS, async () =>
+    ((await page.locator('#chart-rate .und-chart-line').first().getAttribute('d')) ?? '').includes(
+      'L',
+    ),
+  );
+  await picture(opened, '08-job-protected');
+
+  await go(page, '/');
+  await waitFor(
+    page,
+    'the overview to count the job',
+    LIMIT_MS,
+    async () => (await page.locator('#overview-protected').getAttribute('data-count')) === '1',
+  );
+  await picture(opened, '09-overview');
+
+  await showJob(page, job.jobId);
+  await press(page, '#failover-button');
+  await see(page, '#failover-dialog');
+  t.ok(await page.locator('#confirm-submit').isDisabled(), 'nothing typed: no failover');
+  await page.locator('#confirm-input').fill('orders-db');
+  t.ok(await page.locator('#confirm-submit').isDisabled(), 'another name: no failover');
+  await press(page, '#confirm-cancel');
+  const started = await failover(page, {
+    jobId: job.jobId,
+    replicaName: job.replicaName,
+    sight: (name) => picture(opened, `10-failover-${name}`),
+  });
+  t.ok(started.claimedLagMs !== null && started.claimedPointAt, 'the dialog said what is lost');
+  await picture(opened, '11-failover-running');
+  const done = await waitForFailover(page, started.failoverId, ['completed'], LIMIT_MS);
+  t.ok(done.steps.every((step) => step.state === 'done') && done.steps.length === 9);
+  t.match(done.proof, /login prompt/);
+  t.same(done.addresses, ['192.0.2.41']);
+  t.equal(done.guestChanges.length, 4);
+  await waitFor(
+    page,
+    'the screenshot to be loaded',
+    LIMIT_MS,
+    async () =>
+      (await page.evaluate('document.getElementById("failover-screenshot")?.naturalWidth ?? 0')) ===
+      720,
+  );
+  await picture(opened, '12-failover-completed');
+  await settleFailover(page, started.failoverId, 'undo', job.replicaName);
+  await picture(opened, '13-failover-undone');
+
+  for (const [place, seen] of [
+    ['/sources', '#source-table'],
+    ['/jobs', '#job-table'],
+    ['/failovers', '#failover-table'],
+    ['/host', '#pool-table'],
+    ['/certificates', '#certificate-table'],
+    ['/users', '#user-table'],
+    ['/audit', '#audit-table'],
+    ['/settings', '#ca-fingerprint'],
+  ] as const) {
+    await go(page, place);
+    await see(page, seen);
+    await picture(opened, `20${place.replace('/', '-')}`);
+  }
+  await logout(page);
+  t.same(mock.violations, [], 'requests and answers kept to the contract');
+  t.same(
+    // A refused login is a 401, which Chromium's console reports as it reports every failed load.
+    opened.complaints.filter((line) => !/status of 40[13]/.test(line)),
+    [],
+    'no error in the page, none in its console, nothing against a strict CSP',
+  );
+});
+
+t.test('what goes wrong is told with code, message and hint', async (t) => {
+  const { mock, opened } = await start(t);
+  const { page } = opened;
+
+  await t.rejects(
+    addSource(page, { ...MOCK_SOURCE, address: '192.0.2.99' }),
+    /UND_SSH_UNREACHABLE/,
+    'unreachable',
+  );
+  await picture(opened, '30-unreachable');
+  await t.rejects(
+    addSource(page, { ...MOCK_SOURCE, password: 'wrong' }),
+    /refused the login of admin.*UND_SSH_AUTH/s,
+    'wrong password',
+  );
+  await picture(opened, '31-wrong-password');
+  t.ok(await page.locator('#wizard-next').isDisabled(), 'nothing can be installed then');
+  t.equal(mock.sources.size, 0);
+
+  const source = await addSource(page, MOCK_SOURCE);
+  await t.rejects(
+    protect(page, { sourceId: source.sourceId, replicaName: 'taken' }),
+    /UND_HV_NAME_IN_USE/,
+    'the plan has a problem',
+  );
+  await picture(opened, '32-plan-problem');
+  t.ok(await page.locator('#wizard-next').isDisabled(), 'a plan with problems cannot be started');
+  t.equal(mock.jobs.size, 0);
+
+  const job = await protect(page, { sourceId: source.sourceId });
+  await waitForJob(page, job.jobId, ['protected'], LIMIT_MS);
+  mock.tell({
+    type: 'job',
+    job: {
+      ...mock.jobs.get(job.jobId)!,
+      state: {
+        name: 'error',
+        error: {
+          code: 'UND_APPLY_NO_SPACE',
+          message: 'Replica disk vda of job orders-db is out of space.',
+          hint: 'Free space in the storage pool of the replica disk, then resume the job.',
+        },
+      },
+    },
+  });
+  await see(page, '#job-error');
+  t.equal(await page.locator('#job-error').getAttribute('data-code'), 'UND_APPLY_NO_SPACE');
+  t.match(
+    (await page.locator('#job-error').allInnerTexts()).join(),
+    /Free space in the storage pool/,
+  );
+  await picture(opened, '33-job-error');
+  mock.tell({
+    type: 'notice',
+    level: 'danger',
+    error: {
+      code: 'UND_HV_UNREACHABLE',
+      message: 'The target host does not answer.',
+      hint: 'Check the network.',
+    },
+  });
+  await see(page, '[data-testid=notice][data-code=UND_HV_UNREACHABLE]');
+  await go(page, '/');
+  await see(page, '#overview-concerns');
+  await picture(opened, '34-overview-attention');
+  await press(page, '#nav-jobs');
+  await go(page, `/jobs/${job.jobId}`);
+  await press(page, '#job-resume');
+  await waitForJob(page, job.jobId, ['protected'], LIMIT_MS);
+  await press(page, '#job-pause');
+  await waitForJob(page, job.jobId, ['paused'], LIMIT_MS);
+
+  // Refusals that are 401 as an ended session is, and yet leave the session alone.
+  await go(page, '/settings');
+  await see(page, '#password-current');
+  await page.locator('#password-current').fill('not my password');
+  await page.locator('#password-next').fill('another password');
+  await page.locator('#password-again').fill('another password');
+  await press(page, '#password-submit');
+  await see(page, '#password-error');
+  t.equal(await page.locator('#password-error').getAttribute('data-code'), 'UND_AUTH_FAILED');
+  t.equal(await page.locator('#login-form').count(), 0, 'still logged in');
+  t.same(mock.violations, []);
+});
+
+t.test('a lost connection is shown, and what changed meanwhile is found out', async (t) => {
+  const { mock, opened } = await start(t, { dark: true });
+  const { page } = opened;
+  const source = await addSource(page, MOCK_SOURCE);
+  const job = await protect(page, { sourceId: source.sourceId });
+  await waitForJob(page, job.jobId, ['protected'], LIMIT_MS);
+
+  mock.cutLink();
+  await see(page, '#connection-lost');
+  t.equal((await readJob(page)).stale, true, 'the figures are marked as old');
+  await picture(opened, '40-connection-lost-dark');
+  // Removed while the page cannot hear it: no event will ever tell.
+  mock.jobs.delete(job.jobId);
+  mock.sources.set(source.sourceId, { ...mock.sources.get(source.sourceId)!, jobId: null });
+  mock.restoreLink();
+  await waitFor(
+    page,
+    'the page to connect again by itself',
+    LIMIT_MS,
+    async () => !(await page.locator('#connection-lost').isVisible()),
+  );
+  await go(page, '/jobs');
+  await see(page, '#no-jobs');
+  await go(page, '/sources');
+  await see(page, '#protect-orders-db');
+
+  mock.endSessions();
+  await see(page, '#session-ended');
+  await picture(opened, '41-session-ended-dark');
+  await login(page, { username: 'admin', password: 'a password of my own' });
+  await see(page, '#protect-orders-db');
+  t.same(mock.violations, []);
+});
+
+t.test('a viewer sees everything and can change nothing', async (t) => {
+  const { mock, opened } = await start(t, { width: 420 });
+  const { page } = opened;
+  const source = await addSource(page, MOCK_SOURCE);
+  const job = await protect(page, { sourceId: source.sourceId });
+  await waitForJob(page, job.jobId, ['protected'], LIMIT_MS);
+  await picture(opened, '50-job-narrow');
+
+  await go(page, '/users');
+  await press(page, '#add-user');
+  await page.locator('#user-name').fill('watcher');
+  await page.locator('#user-password').fill('looking only');
+  await page.locator('#user-role-viewer').check();
+  await press(page, '#confirm-submit');
+  await see(page, '#user-row-watcher');
+  await logout(page);
+  await login(page, {
+    username: 'watcher',
+    password: 'looking only',
+    newPassword: 'looking only, really',
+  });
+  await showJob(page, job.jobId);
+  await see(page, '#job-state');
+  t.equal(await page.locator('#failover-button').count(), 0);
+  await go(page, `/sources/${source.sourceId}`);
+  await see(page, '#source-state');
+  t.equal(await page.locator('#uninstall-source').count(), 0);
+  await go(page, '/users');
+  await waitFor(page, 'the refusal', LIMIT_MS, async () =>
+    (await page.locator('h2').allInnerTexts()).includes('Only admins see the users'),
+  );
+  t.same(mock.violations, []);
+});

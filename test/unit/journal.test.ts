@@ -1,0 +1,255 @@
+import {
+  appendFile,
+  mkdtemp,
+  open,
+  readdir,
+  readFile,
+  rm,
+  stat,
+  truncate,
+  writeFile,
+} from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import t from 'tap';
+import {
+  Journal,
+  type JournalFrame,
+  type JournalOptions,
+} from '../../appliance/journal/journal.ts';
+import type { UndError } from '../../protocol/errors.ts';
+import { checkFrame, type FrameKind, packFrame } from '../../protocol/frame.ts';
+
+t.setTimeout(60_000);
+
+const makeFrame = (seq: number, kind: FrameKind = 'stream', bytes = 600) =>
+  packFrame(
+    { kind, epoch: 1, seq, bootTimeNs: BigInt(seq), wallMs: seq, capturePos: seq * 10 },
+    [
+      {
+        kind: 'write',
+        disk: 0,
+        offsetBytes: 0,
+        lengthBytes: bytes,
+        data: Buffer.alloc(bytes, seq),
+      },
+    ],
+    'none',
+  );
+
+type TestLike = { teardown: (fn: () => unknown) => void };
+
+async function tempDir(t: TestLike): Promise<string> {
+  const dir = await mkdtemp(join(tmpdir(), 'journal-test-'));
+  t.teardown(() => rm(dir, { recursive: true, force: true }));
+  return dir;
+}
+
+async function openJournal(dir: string, options: Partial<JournalOptions> = {}) {
+  const recovered: number[] = [];
+  const failures: UndError[] = [];
+  const acked: number[] = [];
+  const journal = await Journal.open(
+    { jobId: 'j', dir, appliedSeq: 0, limitBytes: 1 << 30, ...options },
+    {
+      durable: (frames) => acked.push(...frames.map(({ header }) => header.seq)),
+      failed: (error) => failures.push(error),
+    },
+    ({ header }) => recovered.push(header.seq),
+  );
+  return { journal, recovered, failures, acked };
+}
+
+async function add(
+  journal: Journal,
+  from: number,
+  to: number,
+  kindOf = (_: number): FrameKind => 'stream',
+) {
+  for (let seq = from; seq <= to; seq++) {
+    const frame = await makeFrame(seq, kindOf(seq));
+    await journal.append(checkFrame(frame), frame);
+    // A group of frames stays in one segment: small groups make many segments.
+    if (seq % 3 === 0) await journal.settle();
+  }
+  await journal.settle();
+}
+
+async function readAll(journal: Journal, from = 1): Promise<number[]> {
+  const reader = journal.reader(from);
+  const seqs: number[] = [];
+  for (let next: JournalFrame | null; ; ) {
+    next = await reader.next();
+    if (!next) break;
+    seqs.push(next.header.seq);
+  }
+  await reader.close();
+  return seqs;
+}
+
+const range = (from: number, to: number) =>
+  Array.from({ length: to - from + 1 }, (_, at) => from + at);
+
+t.test('frames come back in order over both families and many segments', async (t) => {
+  const dir = await tempDir(t);
+  const { journal, acked } = await openJournal(dir, { segmentBytes: 3000 });
+  await add(journal, 1, 40, (seq) => (seq % 3 === 0 ? 'mirror' : 'stream'));
+  t.same(acked, range(1, 40));
+  t.equal(journal.durableSeq, 40);
+  t.same(await readAll(journal), range(1, 40));
+  t.same(await readAll(journal, 17), range(17, 40));
+  t.ok((await readdir(dir)).filter((name) => name.endsWith('.seg')).length > 6);
+  t.match(await journal.verify(), { frames: 40, firstSeq: 1, lastSeq: 40 });
+  await journal.close();
+  const again = await openJournal(dir, { segmentBytes: 3000 });
+  t.same(again.recovered, range(1, 40));
+  t.equal(again.journal.journalId, journal.journalId);
+  await add(again.journal, 41, 45);
+  t.same(await readAll(again.journal), range(1, 45));
+  await again.journal.close();
+});
+
+t.test('a reader that is at the end sees what is appended later', async (t) => {
+  const { journal } = await openJournal(await tempDir(t), { segmentBytes: 2000 });
+  const reader = journal.reader(1);
+  t.equal(await reader.next(), null);
+  for (let seq = 1; seq <= 12; seq++) {
+    await add(journal, seq, seq, () => (seq > 6 ? 'mirror' : 'stream'));
+    t.equal((await reader.next())?.header.seq, seq);
+    t.equal(await reader.next(), null);
+  }
+  await reader.close();
+  await journal.close();
+});
+
+t.test('a gap is refused', async (t) => {
+  const { journal } = await openJournal(await tempDir(t));
+  const frame = await makeFrame(2);
+  await t.rejects(journal.append(checkFrame(frame), frame), { code: 'UND_FRAME_GAP' });
+  await journal.close();
+});
+
+t.test(
+  'torn at every byte of the last frame: what is before it stays, the rest is cut',
+  async (t) => {
+    const dir = await tempDir(t);
+    const { journal } = await openJournal(dir);
+    await add(journal, 1, 3);
+    await journal.close();
+    const path = join(dir, (await readdir(dir)).find((name) => name.endsWith('.seg'))!);
+    const whole = await readFile(path);
+    const lastBytes = (await makeFrame(3)).length;
+    for (let cut = 0; cut < lastBytes; cut++) {
+      await writeFile(path, whole.subarray(0, whole.length - lastBytes + cut));
+      const again = await openJournal(dir);
+      await again.journal.close();
+      if (again.journal.durableSeq !== 2 || again.recovered.length !== 2) {
+        t.fail(`cut after ${cut} bytes of the last frame: durable is ${again.journal.durableSeq}`);
+        return;
+      }
+      if ((await stat(path)).size !== whole.length - lastBytes) t.fail(`cut ${cut}: not truncated`);
+    }
+    const last = await openJournal(dir);
+    await add(last.journal, 3, 5);
+    t.same(await readAll(last.journal), range(1, 5), 'the journal goes on behind the cut');
+    await last.journal.close();
+  },
+);
+
+t.test('a frame that is missing in one family cuts the other behind it', async (t) => {
+  const dir = await tempDir(t);
+  const { journal } = await openJournal(dir);
+  await add(journal, 1, 9, (seq) => (seq % 2 === 0 ? 'mirror' : 'stream'));
+  await journal.close();
+  const mirror = join(dir, (await readdir(dir)).find((name) => name.startsWith('m-'))!);
+  const frameBytes = (await makeFrame(2, 'mirror')).length;
+  await truncate(mirror, 2 * frameBytes);
+  const again = await openJournal(dir);
+  t.equal(again.journal.durableSeq, 5, 'frame 6 is missing');
+  t.same(await readAll(again.journal), range(1, 5));
+  await again.journal.verify();
+  await again.journal.close();
+});
+
+t.test('rubbish behind the last frame is cut; damage within is found by verify', async (t) => {
+  const dir = await tempDir(t);
+  const { journal } = await openJournal(dir);
+  await add(journal, 1, 4);
+  await journal.close();
+  const path = join(dir, (await readdir(dir)).find((name) => name.endsWith('.seg'))!);
+  await appendFile(path, Buffer.alloc(5000, 0xee));
+  const again = await openJournal(dir);
+  t.equal(again.journal.durableSeq, 4);
+  const handle = await open(path, 'r+');
+  await handle.write(Buffer.from([0xff]), 0, 1, 1000);
+  await handle.close();
+  await t.rejects(again.journal.verify(), {
+    code: 'UND_JOURNAL_CORRUPT',
+    message: /s-0.* at byte/,
+  });
+  await again.journal.close();
+});
+
+t.test(
+  'mirror frames leave when they are applied, history only for its limit, the rest never',
+  async (t) => {
+    const dir = await tempDir(t);
+    const { journal } = await openJournal(dir, { segmentBytes: 2000, limitBytes: 12_000 });
+    await add(journal, 1, 30, (seq) => (seq % 2 === 0 ? 'mirror' : 'stream'));
+    const names = async (family: string) =>
+      (await readdir(dir)).filter((name) => name.startsWith(`${family}-`)).length;
+    const mirrors = await names('m');
+    await journal.applied(15);
+    t.ok((await names('m')) < mirrors, 'applied mirror segments left');
+    t.ok(journal.bytes > 12_000, 'more than the limit, but not applied');
+    t.same(await readAll(journal, 16), range(16, 30));
+    await add(journal, 31, 33);
+    await journal.applied(33);
+    t.equal(await names('m'), 0, 'no mirror frame is left');
+    t.ok(journal.bytes <= 12_000);
+    t.equal(journal.unappliedBytes, 0);
+    await journal.verify();
+    await journal.close();
+  },
+);
+
+t.test('an epoch is durable before anything is done in it', async (t) => {
+  const dir = await tempDir(t);
+  const { journal } = await openJournal(dir);
+  t.equal(await journal.beginEpoch(), 2);
+  await journal.close();
+  const again = await openJournal(dir);
+  t.equal(again.journal.epoch, 2);
+  await again.journal.close();
+  await t.rejects(openJournal(dir, { jobId: 'another' }), { code: 'UND_JOURNAL_CORRUPT' });
+});
+
+t.test(
+  'a journal disk that is full: nothing half-written counts, and it goes on with room',
+  {
+    skip: process.getuid?.() === 0 ? false : 'needs root',
+  },
+  async (t) => {
+    const { execa } = await import('execa');
+    const dir = await tempDir(t);
+    await execa('mount', ['-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', dir]);
+    t.teardown(() => execa('umount', ['-l', dir], { reject: false }));
+    const { journal, failures, acked } = await openJournal(join(dir, 'j'));
+    for (let seq = 1; seq <= 400 && !journal.error; seq++) {
+      const frame = await makeFrame(seq);
+      await journal.append(checkFrame(frame), frame).catch(() => {});
+      if (seq % 10 === 0) await journal.settle();
+    }
+    await journal.settle();
+    t.match(failures, [{ code: 'UND_JOURNAL_IO', message: /ENOSPC|no space/i }]);
+    t.ok(journal.durableSeq > 10);
+    t.same(acked, range(1, journal.durableSeq));
+    await execa('mount', ['-o', 'remount,size=1m', dir]);
+    await journal.retry();
+    const from = journal.durableSeq;
+    await add(journal, from + 1, from + 20);
+    t.same(await readAll(journal), range(1, from + 20));
+    await journal.verify();
+    await journal.close();
+  },
+);

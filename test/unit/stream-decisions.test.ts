@@ -1,0 +1,265 @@
+/** The pure decisions of the stream: how it goes on, what the appliance knows, how fast it may send. */
+import t from 'tap';
+import { Window } from '../../agent/queue/window.ts';
+import { decideResume } from '../../agent/send/resume.ts';
+import { TokenBucket } from '../../agent/send/token-bucket.ts';
+import { ClockMap } from '../../appliance/replication/clock-map.ts';
+import {
+  askDifference,
+  foldFrame,
+  growDisk,
+  isWhole,
+  newStreamRecord,
+  type StreamRecord,
+} from '../../appliance/replication/stream-record.ts';
+import type { FrameHeader } from '../../protocol/frame.ts';
+import type { Mark } from '../../protocol/marks.ts';
+
+const remote = {
+  journalId: 'J',
+  epoch: 2,
+  durableSeq: 50,
+  capturePos: 5000,
+  binding: { captureId: 'C', bootId: 'B' },
+};
+const local = { journalId: 'J', epoch: 2, firstSeq: 41, nextSeq: 60 };
+const capture = { captureId: 'C', bootId: 'B', releasedPos: 4000 };
+const remembered = { journalId: 'J', epoch: 2, ackedSeq: 40 };
+
+t.test('how a stream goes on', async (t) => {
+  const newEpoch = (reason: RegExp) => ({ kind: 'new-epoch', reason });
+  t.same(decideResume(remote, local, remembered, capture), { kind: 'window', fromSeq: 51 });
+  t.same(
+    decideResume({ ...remote, durableSeq: 59 }, local, remembered, capture),
+    { kind: 'window', fromSeq: 60 },
+    'all is durable',
+  );
+  t.same(decideResume(remote, null, remembered, capture), {
+    kind: 'capture',
+    fromPos: 5000,
+    nextSeq: 51,
+  });
+  t.same(decideResume({ ...remote, binding: null }, null, null, capture), { kind: 'start' });
+  t.match(
+    decideResume({ ...remote, durableSeq: 39 }, local, remembered, capture),
+    newEpoch(/had acknowledged frame 40/),
+  );
+  t.match(
+    decideResume({ ...remote, durableSeq: 39, binding: null }, null, remembered, capture),
+    newEpoch(/had acknowledged/),
+    'also when nothing of the epoch is there any more',
+  );
+  t.match(
+    decideResume({ ...remote, epoch: 1 }, null, remembered, capture),
+    newEpoch(/older state/),
+  );
+  t.match(decideResume({ ...remote, durableSeq: 60 }, local, null, capture), newEpoch(/not sent/));
+  t.match(decideResume(remote, null, null, { ...capture, bootId: 'B2' }), newEpoch(/restarted/));
+  t.match(
+    decideResume(remote, null, null, { ...capture, captureId: 'C2' }),
+    newEpoch(/started anew/),
+  );
+  t.match(
+    decideResume(remote, null, null, { ...capture, releasedPos: 5001 }),
+    newEpoch(/ends before what it had acknowledged/),
+    'without a note, the ring itself remembers',
+  );
+  t.same(
+    decideResume({ ...remote, journalId: 'K', binding: null }, local, remembered, capture),
+    { kind: 'start' },
+    'another journal that has nothing begins at its beginning',
+  );
+});
+
+const header = (seq: number, patch: Partial<FrameHeader> = {}): FrameHeader => ({
+  kind: 'mark',
+  codec: 'none',
+  epoch: 1,
+  seq,
+  extentCount: 0,
+  unpackedBytes: 0,
+  packedBytes: 0,
+  payloadCrc: 0,
+  bootTimeNs: BigInt(seq),
+  wallMs: seq,
+  capturePos: seq * 10,
+  cursorBytes: 0,
+  skippedBytes: 0,
+  run: 0,
+  disk: 0,
+  ...patch,
+});
+
+class Folded {
+  record: StreamRecord;
+  #seq = 0;
+  epoch = 1;
+
+  constructor(disks: number[], freshReplica = true) {
+    this.record = newStreamRecord(
+      disks.map((sizeBytes, index) => ({ index, sizeBytes, freshReplica })),
+    );
+  }
+
+  mark(mark: Mark): this {
+    this.record = foldFrame(this.record, header(++this.#seq, { epoch: this.epoch }), mark);
+    return this;
+  }
+
+  mirror(disk: number, run: number, cursorBytes: number): this {
+    const frame = header(++this.#seq, {
+      kind: 'mirror',
+      epoch: this.epoch,
+      disk,
+      run,
+      cursorBytes,
+    });
+    this.record = foldFrame(this.record, frame, null);
+    return this;
+  }
+
+  begin(epoch: number, reason = 'because'): this {
+    this.epoch = epoch;
+    return this.mark({ type: 'epochStart', captureId: `C${epoch}`, bootId: 'B', reason });
+  }
+
+  run(disk: number, run: number, endBytes: number, kind: 'full' | 'difference' = 'full'): this {
+    this.mark({ type: 'mirrorStart', disk, run, kind, reason: 'r', startBytes: 0, endBytes });
+    return this.mirror(disk, run, endBytes).mark({ type: 'mirrorEnd', disk, run });
+  }
+
+  states(): string[] {
+    return this.record.disks.map(({ mirror }) => `${mirror.name} ${mirror.kind}`);
+  }
+}
+
+t.test('a mirror from its start to a whole replica', async (t) => {
+  const folded = new Folded([100, 200]).begin(1);
+  t.same(folded.states(), ['needed full', 'needed full']);
+  folded.run(0, 1, 100);
+  t.notOk(isWhole(folded.record));
+  folded.mark({
+    type: 'mirrorStart',
+    disk: 1,
+    run: 1,
+    kind: 'full',
+    reason: 'r',
+    startBytes: 0,
+    endBytes: 200,
+  });
+  folded.mirror(1, 1, 120);
+  t.match(folded.record.disks[1]!.mirror, { name: 'running', cursorBytes: 120 });
+  folded.mark({ type: 'mirrorEnd', disk: 1, run: 1 });
+  t.equal(folded.record.disks[1]!.mirror.name, 'running', 'an end before the end is none');
+  folded.mirror(1, 7, 200);
+  t.match(folded.record.disks[1]!.mirror, { cursorBytes: 120 }, 'another run does not count');
+  folded.mirror(1, 1, 200).mark({ type: 'mirrorEnd', disk: 1, run: 1 });
+  t.ok(isWhole(folded.record));
+  t.same(folded.record.binding, { captureId: 'C1', bootId: 'B' });
+});
+
+t.test('whatever may have missed a write is compared', async (t) => {
+  t.same(new Folded([100], false).states(), ['needed difference'], 'a used replica');
+  t.same(
+    new Folded([100]).begin(2).states(),
+    ['needed difference'],
+    'an epoch that is not the first',
+  );
+  const folded = new Folded([100, 200]).begin(1).run(0, 1, 100).run(1, 1, 200);
+  folded.mark({ type: 'orderLost', reason: 'overflow' });
+  t.notOk(isWhole(folded.record), 'no point while order is lost');
+  folded.mark({ type: 'orderResumed', disks: [1], reason: 'overflow' });
+  t.same(folded.states(), ['done full', 'needed difference'], 'only the disk concerned');
+  t.equal(folded.record.order.name, 'resumed');
+  folded.run(1, 2, 200, 'full');
+  t.same(folded.states(), ['done full', 'needed difference'], 'a full mirror does not answer it');
+  folded.run(1, 1, 200, 'difference');
+  t.same(folded.states(), ['done full', 'needed difference'], 'nor does a run of before');
+  folded.run(1, 3, 200, 'difference');
+  t.ok(isWhole(folded.record));
+  t.equal(folded.record.order.name, 'held', 'the end of the drain');
+  t.same(new Folded([100]).begin(1).begin(2, 'restarted').record.disks[0]!.mirror, {
+    name: 'needed',
+    kind: 'difference',
+    reason: 'restarted',
+    startBytes: 0,
+    endBytes: 100,
+  });
+});
+
+t.test('a disk that grows', async (t) => {
+  const whole = new Folded([100]).begin(1).run(0, 1, 100).record;
+  t.match(growDisk(whole, 0, 150).disks[0], {
+    sizeBytes: 150,
+    mirror: { name: 'needed', kind: 'difference', startBytes: 100, endBytes: 150 },
+  });
+  const running = new Folded([100]).begin(1).mark({
+    type: 'mirrorStart',
+    disk: 0,
+    run: 1,
+    kind: 'full',
+    reason: 'r',
+    startBytes: 0,
+    endBytes: 100,
+  }).record;
+  t.match(growDisk(running, 0, 150).disks[0]!.mirror, {
+    name: 'needed',
+    startBytes: 0,
+    endBytes: 150,
+  });
+  t.same(growDisk(whole, 0, 90), whole, 'it never shrinks');
+  t.match(askDifference(whole, 'doubt').disks[0]!.mirror, { kind: 'difference', reason: 'doubt' });
+});
+
+t.test('the bandwidth limit holds over any second', async (t) => {
+  const bucket = new TokenBucket(1000, 0);
+  let now = 0;
+  let sent = 0;
+  for (;;) {
+    now += bucket.take(300, now);
+    if (now > 10_000) break;
+    sent += 300;
+  }
+  t.ok(sent <= 10_000 + 300 + 100, `${sent} bytes in 10 s`);
+  t.ok(sent >= 9_500, `${sent} bytes in 10 s`);
+  bucket.setRate(null, now);
+  t.equal(bucket.take(1e9, now), 0, 'no limit, no wait');
+});
+
+t.test('the window numbers, keeps and gives back', async (t) => {
+  const window = new Window(10, 1000);
+  const acked: number[] = [];
+  for (let at = 0; at < 4; at++) {
+    window.push(
+      at * 100,
+      300,
+      async (seq) => Buffer.alloc(seq),
+      () => acked.push(at),
+    );
+  }
+  t.notOk(window.hasRoom);
+  await window.entry(12)?.packed;
+  t.ok(window.hasRoom, 'packed is smaller');
+  t.equal(window.entry(14), undefined);
+  t.equal(window.ack(9), null);
+  t.equal(window.ack(11), 100);
+  t.same(acked, [0, 1]);
+  t.equal(window.firstSeq, 12);
+  t.throws(() => window.ack(14), { code: 'UND_LINK_MESSAGE_INVALID' });
+  const abort = new AbortController();
+  const waiting = window.until(() => window.entry(14) !== undefined, abort.signal);
+  window.push(500, 1, async () => Buffer.alloc(1));
+  await waiting;
+  const never = window.until(() => false, abort.signal);
+  abort.abort(new Error('over'));
+  await t.rejects(never, /over/);
+});
+
+t.test('lag is never shown smaller than it is', async (t) => {
+  const clock = new ClockMap();
+  t.equal(clock.ageMs(5, 1000), null);
+  clock.sample(100, 1150);
+  clock.sample(200, 1210);
+  clock.sample(300, 1390);
+  t.equal(clock.ageMs(300, 1400), 90, 'by the sample with the shortest way');
+});

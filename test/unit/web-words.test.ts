@@ -1,0 +1,107 @@
+/** How the page words quantities and states. */
+import t from 'tap';
+import type { Job } from '../../appliance/api/schema.ts';
+import {
+  formatBytes,
+  formatDuration,
+  formatRelative,
+  percentOf,
+} from '../../appliance/web/src/format.ts';
+import {
+  describeJob,
+  heapOf,
+  mirrorIncomplete,
+  mirrorTotal,
+} from '../../appliance/web/src/jobs/words.ts';
+
+t.test('bytes are IEC with three digits and never 1024 of a unit', async (t) => {
+  const KIB = 1024;
+  for (const [bytes, text] of [
+    [0, '0 B'],
+    [1023, '1023 B'],
+    [KIB, '1 KiB'],
+    [1536, '1.5 KiB'],
+    [KIB ** 2 - 1, '1 MiB'],
+    [10.24 * KIB ** 3, '10.2 GiB'],
+    [999 * KIB ** 4, '999 TiB'],
+    [100 * KIB ** 2, '100 MiB'],
+    [Number.NaN, 'unknown'],
+  ] as const) {
+    t.equal(formatBytes(bytes), text, String(bytes));
+  }
+});
+
+t.test('durations have at most two units and no sixty seconds', async (t) => {
+  for (const [ms, text] of [
+    [0, '0 ms'],
+    [-5, '0 ms'],
+    [999, '999 ms'],
+    [1000, '1.0 s'],
+    [9_940, '9.9 s'],
+    [9_990, '10 s'],
+    [59_700, '1 min'],
+    [65_000, '1 min 5 s'],
+    [3_600_000, '1 h'],
+    [3_660_000, '1 h 1 min'],
+    [90_061_000, '1 d 1 h'],
+  ] as const) {
+    t.equal(formatDuration(ms), text, String(ms));
+  }
+});
+
+t.test('a moment beside now', async (t) => {
+  const now = Date.parse('2026-08-01T12:00:00Z');
+  t.equal(formatRelative(now - 400, now), 'just now');
+  t.equal(formatRelative(now - 12_000, now), '12 s ago');
+  t.equal(formatRelative(now - 3_700_000, now), '1 h ago');
+  t.equal(formatRelative(now + 89.5 * 86_400_000, now), 'in 89 d');
+});
+
+t.test('a mirror is at 100 % only when all of it is done', async (t) => {
+  t.ok(percentOf(2 ** 40 - 1, 2 ** 40) < 100);
+  t.equal(percentOf(5, 5), 100);
+  t.equal(percentOf(0, 0), 100, 'nothing to do is done');
+});
+
+const ordered: Job['stream'] = { mode: 'ordered', reason: null, since: null };
+const error = { code: 'UND_APPLY_NO_SPACE', message: 'full', hint: 'free space' };
+
+t.test('every state of a job has words and a heap on the overview', async (t) => {
+  const heaps: [Job['state'], string][] = [
+    [{ name: 'creating', step: 'x' }, 'mirroring'],
+    [{ name: 'waiting-for-agent', reason: 'x' }, 'attention'],
+    [{ name: 'mirroring', reason: 'x' }, 'mirroring'],
+    [{ name: 'catching-up', reason: 'x' }, 'mirroring'],
+    [{ name: 'protected' }, 'protected'],
+    [{ name: 'paused', reason: 'x' }, 'attention'],
+    [{ name: 'failing-over', failoverId: 'x' }, 'failed-over'],
+    [{ name: 'failed-over', failoverId: 'x' }, 'failed-over'],
+    [{ name: 'error', error }, 'attention'],
+    [{ name: 'deleting', step: 'x' }, 'mirroring'],
+  ];
+  for (const [state, heap] of heaps) {
+    t.equal(heapOf({ state, stream: ordered }), heap, state.name);
+    t.ok(describeJob({ state, stream: ordered }).label, state.name);
+  }
+  const tracking = { mode: 'tracking', reason: 'the link is down', since: null } as const;
+  const words = describeJob({ state: { name: 'protected' }, stream: tracking });
+  t.equal(words.tone, 'attention', 'protected without new recovery points is no good state');
+  t.match(words.reason, /the link is down/);
+});
+
+t.test('the mirror of several disks adds up, and says when a replica is not whole', async (t) => {
+  const disk = (doneBytes: number, totalBytes: number): Job['disks'][number] => ({
+    diskId: 'd',
+    name: 'vda',
+    sizeBytes: totalBytes,
+    replicaPath: null,
+    serial: 's',
+    attached: true,
+    mirror: { kind: 'full', reason: 'first', totalBytes, doneBytes, skippedBytes: 1 },
+  });
+  const disks = [disk(10, 10), disk(3, 20)];
+  t.same(mirrorTotal({ disks }), { doneBytes: 13, totalBytes: 30, skippedBytes: 2 });
+  t.equal(mirrorTotal({ disks: [{ ...disk(1, 1), mirror: null }] }), null);
+  t.ok(mirrorIncomplete({ disks, state: { name: 'waiting-for-agent', reason: 'x' } }));
+  t.notOk(mirrorIncomplete({ disks: [disk(10, 10)], state: { name: 'protected' } }));
+});
