@@ -18,7 +18,17 @@ export LAB_NAME LAB_DIR LAB_HOST_ADDRESS LAB_POOL_DIR
 
 lab_need() {
   apt_need qemu-system-x86 qemu-utils libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients ovmf \
-    dnsmasq-base iptables openssh-server openssh-client iproute2 util-linux python3
+    dnsmasq-base iptables openssh-server openssh-client iproute2 util-linux python3 passwd
+  _lab_qemu_user
+}
+
+# libvirtd does not start without the user that Debian's QEMU runs as, whatever qemu.conf says. It comes with
+# libvirt-daemon-system, which would also start a libvirtd of the machine's own; so the user alone, with Debian's numbers.
+_lab_qemu_user() {
+  getent group kvm >/dev/null || groupadd --system kvm || return
+  getent group libvirt-qemu >/dev/null || groupadd --system --gid 64055 libvirt-qemu || return
+  getent passwd libvirt-qemu >/dev/null || useradd --system --uid 64055 --gid kvm --groups libvirt-qemu \
+    --home-dir /var/lib/libvirt --no-create-home --shell /usr/sbin/nologin libvirt-qemu
 }
 
 # The process that holds the lab's namespaces, as this machine numbers it; fails when the lab is not up. The start time
