@@ -85,8 +85,7 @@ export class AuthService {
   ): Promise<{ user: User; token: string; maxAgeSeconds: number }> {
     const wait = this.#limiter.waitMs(address, username, this.#now());
     if (wait > 0) throw undError('UND_AUTH_LOCKED', { retrySeconds: Math.ceil(wait / 1000) });
-    // Counted before the hash is computed, so that many attempts at once don't all slip through.
-    this.#limiter.failed(address, username, this.#now());
+    const takeBack = this.#limiter.attempt(address, username, this.#now());
     const row = this.#users.get(username);
     // An unknown name takes as long as a wrong password, so that names cannot be found by the clock.
     this.#dummyHash ??= hashPassword(randomBytes(16).toString('hex'), this.#cost);
@@ -95,7 +94,7 @@ export class AuthService {
     if (!ok || !row || current?.passwordHash !== row.passwordHash) {
       throw undError('UND_AUTH_FAILED');
     }
-    this.#limiter.succeeded(address, username);
+    takeBack();
     const now = this.#now();
     this.#sessions.removeExpired(new Date(now).toISOString());
     const token = randomBytes(32).toString('base64url');

@@ -45,6 +45,27 @@ export class LoginLimiter {
     );
   }
 
+  /**
+   * Counts an attempt as failed before it is judged, so that many at once don't all slip through.
+   * @returns takes the attempt back, for when it was right: the name starts anew, the address has what it had before
+   */
+  attempt(address: string, username: string, nowMs: number): () => void {
+    const before = this.#get(`a ${address}`, nowMs);
+    this.failed(address, username, nowMs);
+    return () => {
+      this.#counts.delete(`n ${address} ${username}`);
+      const key = `a ${address}`;
+      const count = this.#counts.get(key);
+      // Others may have failed there meanwhile: their failures, and the time of the last one, stay.
+      if (!count || count.failures <= 1) this.#counts.delete(key);
+      else {
+        const alone = before !== undefined && count.failures === before.failures + 1;
+        const lastFailureAtMs = alone ? before.lastFailureAtMs : count.lastFailureAtMs;
+        this.#counts.set(key, { failures: count.failures - 1, lastFailureAtMs });
+      }
+    };
+  }
+
   failed(address: string, username: string, nowMs: number): void {
     for (const key of [`n ${address} ${username}`, `a ${address}`]) {
       const failures = (this.#get(key, nowMs)?.failures ?? 0) + 1;
@@ -55,10 +76,6 @@ export class LoginLimiter {
       if (this.#counts.size <= MAX_KEYS) break;
       this.#counts.delete(key);
     }
-  }
-
-  succeeded(address: string, username: string): void {
-    this.#counts.delete(`n ${address} ${username}`);
   }
 
   #get(key: string, nowMs: number): FailureCount | undefined {

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import t from 'tap';
 import { AuthService, roleAllows } from '../../appliance/auth/auth-service.ts';
 import { hashPassword, verifyPassword } from '../../appliance/auth/password.ts';
-import { LoginLimiter, PER_NAME, waitMs } from '../../appliance/auth/rate-limit.ts';
+import { LoginLimiter, PER_ADDRESS, PER_NAME, waitMs } from '../../appliance/auth/rate-limit.ts';
 import { SecretBox } from '../../appliance/auth/secret-box.ts';
 import { openDatabase } from '../../appliance/state/database.ts';
 import { SessionStore } from '../../appliance/state/sessions.ts';
@@ -117,6 +117,21 @@ t.test('many guesses at once do not slip through together', async (t) => {
   const codes = results.map((r) => (r.status === 'rejected' ? r.reason.code : 'in'));
   t.equal(codes.filter((code) => code === 'UND_AUTH_FAILED').length, PER_NAME.freeFailures);
   t.equal(codes.filter((code) => code === 'UND_AUTH_LOCKED').length, 20 - PER_NAME.freeFailures);
+});
+
+// Red when a good login leaves its own count on the address.
+t.test('good logins are no failures, however many come from one address', async (t) => {
+  const { auth, clock, password } = await setUp('many');
+  for (let i = 0; i < 30; i++) t.ok(await auth.login('admin', password, 'office'), `login ${i}`);
+  for (let i = 1; i < PER_ADDRESS.freeFailures; i++) {
+    await t.rejects(auth.login(`name${i}`, 'guess', 'office'), { code: 'UND_AUTH_FAILED' });
+  }
+  t.ok(await auth.login('admin', password, 'office'), 'one before the limit');
+  await t.rejects(auth.login('someone', 'guess', 'office'), { code: 'UND_AUTH_FAILED' });
+  await t.rejects(auth.login('admin', password, 'office'), { code: 'UND_AUTH_LOCKED' });
+  clock.now += PER_ADDRESS.firstWaitMs;
+  t.ok(await auth.login('admin', password, 'office'), 'the wait is over');
+  t.ok(await auth.login('admin', password, 'office'), 'and a good login begins no new one');
 });
 
 t.test('waits double up to their limit and are forgotten', async (t) => {
