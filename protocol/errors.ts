@@ -520,11 +520,6 @@ export const ERRORS = {
     hint: 'Install what is missing on the source server (util-linux has lsblk and findmnt), then ask for the inventory again.',
     httpStatus: 500,
   },
-  UND_JOB_DISK_PROTECTED: {
-    message: 'Disk {disk} of source {source} is protected by job {job} already.',
-    hint: 'Delete that job first, or choose other disks.',
-    httpStatus: 409,
-  },
   UND_JOB_DISK_UNPROTECTABLE: {
     message: 'Disk {disk} of source {source} cannot be protected: {reason}.',
     hint: 'Choose other disks.',
@@ -646,11 +641,6 @@ export const ERRORS = {
     message: 'The request is not valid: {reason}.',
     hint: 'Correct {field}.',
     httpStatus: 400,
-  },
-  UND_RESTARTING: {
-    message: 'The appliance is restarting.',
-    hint: 'Try again in a few seconds.',
-    httpStatus: 503,
   },
   UND_SOURCE_ARCHITECTURE: {
     message:
