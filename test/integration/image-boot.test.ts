@@ -10,6 +10,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { execa } from 'execa';
 import t from 'tap';
+import { PREPARE_PROGRAMS } from '../../appliance/recovery/prepare-guest/programs.ts';
 import { ROOT, waitFor } from './hypervisor-lab.ts';
 
 // An emulated processor on a busy machine takes minutes; building the image takes more.
@@ -208,6 +209,13 @@ t.test('the settings of the CD-ROM are taken and kept on the data disk', async (
 
 t.test('no unit has failed', async (t) => {
   t.equal(await ssh('systemctl --failed --plain --no-legend'), '');
+});
+
+// Red without mtools in the image, for one.
+t.test('every program that guest preparation starts is there', async (t) => {
+  for (const program of Object.keys(PREPARE_PROGRAMS)) {
+    t.match(await ssh(`command -v ${program} || true`), new RegExp(`/${program}$`), program);
+  }
 });
 
 t.test('nothing of the build is left: no key, no identity', async (t) => {

@@ -62,6 +62,37 @@ t.test('every dependency has its reason written down', async (t) => {
   }
 });
 
+// Red with a code that nothing throws any more.
+t.test('every coded error is used outside the registry', async (t) => {
+  const { ERRORS } = await import('../../protocol/errors.ts');
+  const used = new Set<string>();
+  for (const file of await tracked()) {
+    if (!/^(agent|appliance|image|protocol|scripts)\//.test(file)) continue;
+    if (file === 'protocol/errors.ts' || !statSync(join(root, file)).isFile()) continue;
+    for (const [code] of readFileSync(join(root, file), 'utf8').matchAll(/\bUND_[A-Z0-9_]+/g)) {
+      used.add(code);
+    }
+  }
+  t.ok(used.size > 50, 'codes were found');
+  t.same(
+    Object.keys(ERRORS).filter((code) => !used.has(code)),
+    [],
+  );
+});
+
+// Red without mtools in the list of packages.
+t.test('the appliance image has what guest preparation starts', async (t) => {
+  const { PREPARE_PROGRAMS } = await import('../../appliance/recovery/prepare-guest/programs.ts');
+  // In every Debian (essential, or of priority required).
+  const always = new Set(['mount', 'util-linux']);
+  const build = readFileSync(join(root, 'image/appliance/build.sh'), 'utf8');
+  const packages = new Set(/^ +(linux-image-amd64\S+) /m.exec(build)?.[1]?.split(','));
+  t.ok(packages.has('systemd-sysv'), 'the list was found');
+  for (const [program, name] of Object.entries(PREPARE_PROGRAMS)) {
+    t.ok(always.has(name) || packages.has(name), `${program} of ${name}`);
+  }
+});
+
 t.test('every test file is picked up by a stage', async (t) => {
   const files = (await tracked()).filter((file) => file.endsWith('.test.ts'));
   for (const file of files) {

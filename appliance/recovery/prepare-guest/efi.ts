@@ -6,6 +6,7 @@
 import { spawnSync } from 'node:child_process';
 import { undError } from '../../../protocol/errors.ts';
 import type { PrepareReport } from '../types.ts';
+import type { PrepareProgram } from './programs.ts';
 
 interface Esp {
   devicePath: string;
@@ -14,7 +15,11 @@ interface Esp {
 
 const FALLBACK = '::/EFI/BOOT';
 
-function mtools(command: string, esp: Esp, args: string[]): { ok: boolean; output: string } {
+function mtools(
+  command: PrepareProgram,
+  esp: Esp,
+  args: string[],
+): { ok: boolean; output: string } {
   const result = spawnSync(command, ['-i', `${esp.devicePath}@@${esp.startBytes}`, ...args], {
     encoding: 'utf8',
     timeout: 60_000,

@@ -6,6 +6,7 @@ import { spawn } from 'node:child_process';
 import { readlinkSync } from 'node:fs';
 import { UndError, undError } from '../../../protocol/errors.ts';
 import type { GuestPreparer, PrepareReport, PrepareRequest } from '../types.ts';
+import type { PrepareProgram } from './programs.ts';
 import type { WorkerInput, WorkerOutput } from './worker.ts';
 
 export interface GuestPreparerOptions {
@@ -18,9 +19,9 @@ export interface GuestPreparerOptions {
   limitMs?: number;
 }
 
-const LEASH = ['setpriv', '--pdeathsig', 'KILL', '--'];
+const LEASH = ['setpriv' satisfies PrepareProgram, '--pdeathsig', 'KILL', '--'];
 const NAMESPACES = [
-  'unshare',
+  'unshare' satisfies PrepareProgram,
   '--mount',
   '--propagation',
   'private',

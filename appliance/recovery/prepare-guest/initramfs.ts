@@ -16,6 +16,7 @@ import {
   modulesDepIndex,
   parseModulesDep,
 } from './modules.ts';
+import type { PrepareProgram } from './programs.ts';
 
 /** First entry of the archive that we append; by it a later preparation finds where the original's compressed part ends. */
 const MARKER = 'understudy-extension';
@@ -44,7 +45,7 @@ const MAGICS: [string, Compression][] = [
   ['894c5a4f', 'lzo'],
 ];
 
-const TOOLS: Partial<Record<Compression, [string, string[]]>> = {
+const TOOLS: Partial<Record<Compression, [PrepareProgram, string[]]>> = {
   xz: ['xz', ['-dc']],
   lzma: ['xz', ['--format=lzma', '-dc']],
   lz4: ['lz4', ['-dc']],

@@ -23,6 +23,7 @@ import {
 } from './fixes.ts';
 import { GuestRoot } from './guest-root.ts';
 import { ESP_TYPE, readPartitions } from './partitions.ts';
+import type { PrepareProgram } from './programs.ts';
 import { identify } from './superblock.ts';
 
 export type WorkerInput = PrepareRequest & {
@@ -37,7 +38,10 @@ const MOUNTABLE = new Set(['ext2', 'ext3', 'ext4', 'xfs']);
 /** File systems of their own that hold what is changed. */
 const PARTS = ['/usr', '/boot', '/var', '/var/lib'];
 
-const run = (command: string, args: string[]): { status: number | null; output: string } => {
+const run = (
+  command: PrepareProgram,
+  args: string[],
+): { status: number | null; output: string } => {
   const result = spawnSync(command, args, { encoding: 'utf8', timeout: 300_000 });
   if (result.error) {
     throw undError('UND_GUEST_PREPARE_FAILED', { reason: `${command}: ${result.error.message}` });
