@@ -191,7 +191,8 @@ function Restore() {
       <CardBody className="und-stack">
         <p className="und-quiet">
           Replaces everything configured here by what the backup holds; the service then restarts
-          itself. Each job compares its disks with the source (difference mirror) before it goes on.
+          itself. A job goes on where its journal ends; where the journal and its source do not
+          match, the disks are compared first (difference mirror).
         </p>
         {done && (
           <Alert
