@@ -217,7 +217,7 @@ export async function startAppliance(
         evidenceFolder: join(config.dataDir, 'evidence'),
         job: (jobId) => {
           const job = jobs.find(jobId) && jobs.actor(jobId);
-          return job ? jobHandle(job, sources, (id) => failoverEngine().get(id)) : endedJob(jobId);
+          return job ? jobHandle(job, sources) : endedJob(jobId);
         },
         onChange: (failover) => {
           events.publish({ type: 'failover', failover });

@@ -317,11 +317,12 @@ export class SourceService {
     }
   }
 
-  /** When a passive instance of the source was last heard of. */
-  passiveSince(sourceId: string, afterIso: string): string | null {
-    return (
-      this.#o.passive.list(sourceId).find((seen) => seen.lastSeenAt >= afterIso)?.lastSeenAt ?? null
-    );
+  /**
+   * When an instance of the source on the machine with this SMBIOS UUID was last heard of, if that was at `afterIso`
+   * or later. Other copies do not count, however they call in.
+   */
+  passiveSince(sourceId: string, smbiosUuid: string, afterIso: string): string | null {
+    return this.#o.passive.lastSeenOn(sourceId, smbiosUuid, afterIso);
   }
 
   /** @throws UND_NOT_FOUND, UND_AGENT_OFFLINE, UND_INVENTORY_FAILED, UND_LINK_… */

@@ -1,16 +1,11 @@
 import { undError } from '../../protocol/errors.ts';
 import type { SourceService } from '../control/source-service.ts';
-import type { FailoverRecord } from '../recovery/record.ts';
 import type { JobDescription, JobHandle } from '../recovery/types.ts';
 import type { JobActor } from './job-actor.ts';
 import { recoverable } from './job-state.ts';
 
 /** A job as the failover engine holds it. */
-export function jobHandle(
-  actor: JobActor,
-  sources: SourceService,
-  failover: (failoverId: string) => FailoverRecord | { startedAt: string },
-): JobHandle {
+export function jobHandle(actor: JobActor, sources: SourceService): JobHandle {
   return {
     async describe(): Promise<JobDescription> {
       const { row } = actor;
@@ -72,8 +67,8 @@ export function jobHandle(
     reopen: (disks, options) => actor.reopen(disks, options),
     release: () => actor.release(),
 
-    async passiveHelloAt(failoverId) {
-      return sources.passiveSince(actor.row.sourceId, failover(failoverId).startedAt);
+    async passiveHelloAt(vmUuid, since) {
+      return sources.passiveSince(actor.row.sourceId, vmUuid, since);
     },
   };
 }

@@ -145,7 +145,7 @@ export function createBootProver(options: ProverOptions): BootProver {
       ),
     ];
     const at = addresses.length > 0 ? ` at ${addresses.join(', ')}` : '';
-    const hello = await quiet(job.passiveHelloAt(record.failoverId), null);
+    const hello = await quiet(job.passiveHelloAt(record.vm.uuid, record.startedAt), null);
     if (hello) {
       return { kind: 'agent-hello', addresses, words: `its agent said hello at ${hello}${at}` };
     }

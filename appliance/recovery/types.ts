@@ -78,8 +78,11 @@ export interface JobHandle {
     options: { mirror: 'none' | 'difference'; reason: string },
   ): Promise<void>;
 
-  /** When an agent in its passive role, prepared by this failover, said hello (ISO 8601); null until then. */
-  passiveHelloAt(failoverId: string): Promise<string | null>;
+  /**
+   * When an agent on the machine with this SMBIOS UUID said hello, at `since` or later (both ISO 8601); null until
+   * then. Only the replica VM has the UUID: another copy of the source that calls in proves nothing.
+   */
+  passiveHelloAt(vmUuid: string, since: string): Promise<string | null>;
 
   /** The failover is final: the job ends and forgets its disks without deleting them. */
   release(failoverId: string): Promise<void>;

@@ -40,6 +40,16 @@ export class PassiveInstanceStore {
     }));
   }
 
+  /** When a copy on the machine with this SMBIOS UUID was last seen, if that was at `afterIso` or later. */
+  lastSeenOn(sourceId: string, smbiosUuid: string, afterIso: string): string | null {
+    const wanted = smbiosUuid.toLowerCase();
+    const found = this.list(sourceId).find(
+      (seen) =>
+        seen.lastSeenAt >= afterIso && seen.machine.smbiosUuid?.trim().toLowerCase() === wanted,
+    );
+    return found?.lastSeenAt ?? null;
+  }
+
   see(sourceId: string, machine: MachineIdentity, reason: string, at: string): void {
     this.#db
       .prepare(

@@ -85,7 +85,12 @@ const at = (address: string, mac = record.vm.mac) => ({
 });
 
 t.test('each kind of proof', async (t) => {
-  const hello = { passiveHelloAt: async () => '2026-01-01T00:01:00.000Z' } as unknown as JobHandle;
+  const hello = {
+    passiveHelloAt: async (vmUuid: string, since: string) => {
+      t.same([vmUuid, since], [record.vm.uuid, record.startedAt], 'only that machine counts');
+      return '2026-01-01T00:01:00.000Z';
+    },
+  } as unknown as JobHandle;
   t.match(await prover({}).prove(hello), /^agent-hello: its agent said hello at 2026/);
   t.match(await prover({ guestAgentPing: async () => true }).prove(), /^guest-agent/);
   t.equal(

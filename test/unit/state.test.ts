@@ -97,6 +97,15 @@ t.test('sources and their copies', async (t) => {
   passive.see('s1', machine, 'a clone', NOW);
   passive.see('s1', machine, 'still', '2026-01-02T00:00:00.000Z');
   t.match(passive.list('s1'), [{ reason: 'still', firstSeenAt: NOW }]);
+  // Red when any copy that calls in counts for the one that was asked about.
+  const since = '2026-01-01T12:00:00.000Z';
+  const replica = { ...machine, smbiosUuid: 'R', bootId: 'b2' };
+  t.equal(passive.lastSeenOn('s1', 'r', since), null, 'a clone is not the replica');
+  passive.see('s1', { ...replica, smbiosUuid: null, bootId: 'b3' }, 'who', since);
+  passive.see('s1', replica, 'replica', NOW);
+  t.equal(passive.lastSeenOn('s1', 'r', since), null, 'nor is it itself, seen before');
+  passive.see('s1', replica, 'replica', since);
+  t.equal(passive.lastSeenOn('s1', 'r', since), since);
   sources.remove('s1');
   t.same(passive.list('s1'), []);
 });
