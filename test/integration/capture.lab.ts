@@ -11,6 +11,9 @@ import {
   createCapture,
   openBlockReader,
 } from '../../agent/capture/capture.ts';
+import { random } from '../random.ts';
+
+export { random };
 
 export const MIB = 1024 * 1024;
 
@@ -243,17 +246,6 @@ export function childrenWith(word: string): number[] {
     }
   }
   return pids;
-}
-
-/** A small reproducible random source (mulberry32). */
-export function random(seed: number): (below: number) => number {
-  let a = seed >>> 0;
-  return (below) => {
-    a = (a + 0x6d2b79f5) >>> 0;
-    let x = Math.imul(a ^ (a >>> 15), a | 1);
-    x ^= x + Math.imul(x ^ (x >>> 7), x | 61);
-    return ((x ^ (x >>> 14)) >>> 0) % below;
-  };
 }
 
 /** O_DIRECT writes of random data through dd: Node cannot align its buffers. */
