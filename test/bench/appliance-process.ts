@@ -1,0 +1,118 @@
+/**
+ * The appliance's end of one stream in a process of its own, over mutual TLS as in the product. Configured by the
+ * environment's BENCH (JSON); asked over IPC.
+ */
+import { readFileSync } from 'node:fs';
+import type { AddressInfo } from 'node:net';
+import { createServer } from 'node:tls';
+import {
+  ReplicationStream,
+  type StreamConnection,
+  type StreamDisk,
+} from '../../appliance/replication/replication-stream.ts';
+import { PROTOCOL_VERSION } from '../../protocol/control.ts';
+import { Link } from '../../protocol/link.ts';
+
+export interface ApplianceConfig {
+  jobDir: string;
+  disks: StreamDisk[];
+  ringBytes: number;
+  journalBytes: number;
+  /** PEM file with key and certificate, which both sides have. */
+  pem: string;
+}
+
+export type ApplianceAsk =
+  | { ask: 'state' }
+  /** Everything durable is on the replica disks. */
+  | { ask: 'drain' }
+  /** Begin to sample the lag; the answer to `sampled` is a Sampled. */
+  | { ask: 'sample' }
+  | { ask: 'sampled' };
+
+export interface Sampled {
+  /** Every 20 ms. */
+  lagsMs: number[];
+  /** Of the samples, those in ordered mode. */
+  orderedShare: number;
+  maxLagBytes: number;
+}
+
+const config = JSON.parse(process.env.BENCH!) as ApplianceConfig;
+const pem = readFileSync(config.pem);
+const stream = await ReplicationStream.open({
+  jobId: 'bench',
+  jobDir: config.jobDir,
+  disks: config.disks,
+  settings: { compression: 'fast', bandwidthLimitBytesPerSec: null },
+  limits: { journalBytes: config.journalBytes, ringBytes: config.ringBytes },
+});
+
+const server = createServer(
+  { key: pem, cert: pem, ca: pem, requestCert: true, rejectUnauthorized: true },
+  (socket) => {
+    socket.setNoDelay(true);
+    const link = new Link(socket);
+    let connection: StreamConnection | undefined;
+    link.once('close', () => connection?.closed());
+    link.start({
+      frame: async (frame) => connection?.frame(frame),
+      control: async (message) => {
+        if (message.type !== 'hello') {
+          await connection?.control(message);
+          return;
+        }
+        link.send({
+          type: 'welcome',
+          protocolVersion: PROTOCOL_VERSION,
+          applianceVersion: 'bench',
+          applianceId: 'bench',
+          sourceId: 'bench',
+        });
+        connection = stream.connect({
+          send: (control) => link.send(control),
+          close: (error) => link.close(error),
+        });
+      },
+    });
+  },
+);
+server.listen(0, '127.0.0.1', () => {
+  process.send!({ port: (server.address() as AddressInfo).port });
+});
+
+let sampler: NodeJS.Timeout | undefined;
+let lagsMs: number[] = [];
+let ordered = 0;
+let samples = 0;
+let maxLagBytes = 0;
+process.on('message', async ({ id, ask }: { id: number } & ApplianceAsk) => {
+  let answer: unknown;
+  switch (ask) {
+    case 'state':
+      answer = stream.state();
+      break;
+    case 'drain':
+      answer = await stream.drainApply();
+      break;
+    case 'sample':
+      lagsMs = [];
+      ordered = 0;
+      samples = 0;
+      maxLagBytes = 0;
+      sampler = setInterval(() => {
+        const { lagMs, lagBytes, mode } = stream.state();
+        if (lagMs !== null) lagsMs.push(lagMs);
+        maxLagBytes = Math.max(maxLagBytes, lagBytes);
+        samples++;
+        if (mode.mode === 'ordered') ordered++;
+      }, 20);
+      break;
+    case 'sampled':
+      clearInterval(sampler);
+      answer = { lagsMs, orderedShare: ordered / samples, maxLagBytes } satisfies Sampled;
+      break;
+  }
+  process.send!({ id, answer });
+});
+process.on('disconnect', () => process.exit(0));

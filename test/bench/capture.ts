@@ -1,0 +1,369 @@
+/**
+ * What the capture costs a source, and what it keeps up with. Bare disk and protected disk take turns, round by round,
+ * and the medians of the rounds are compared, so that a machine whose load changes hurts both alike.
+ *
+ * Everything is on one machine: the load, the agent and the appliance share its processors. In the product the appliance
+ * is another machine. Variant `unit`: the agent as its systemd unit has it, the appliance in the idle class (it gets
+ * what is left over). Variant `equal`: all compete as equals, which is harder than any real source.
+ * Media: `disk`, a file on this machine's disk, with a disk's latency; `memory`, a file in memory: nothing to hide behind.
+ *
+ * --set rounds=N seconds=N variants=disk/unit,disk/equal,memory/unit parts=fio,pgbench,sustained,lag,hook
+ *       sustainedSeconds=N ringMiB=N
+ */
+// apt: fio postgresql util-linux e2fsprogs openssl iproute2
+import fs from 'node:fs';
+import type { Sampled } from './appliance-process.ts';
+import {
+  type Bench,
+  type BenchOptions,
+  type Goal,
+  median,
+  quantile,
+  type Row,
+  row,
+} from './frame.ts';
+import { BenchLab, type LabOptions, type Medium, MIB, type Priority, until, usage } from './lab.ts';
+import { fio, Postgres } from './loads.ts';
+
+interface Plan {
+  rounds: number;
+  seconds: number;
+  variants: LabOptions[];
+  parts: Set<string>;
+  sustainedSeconds: number;
+}
+
+function planOf({ short, set }: BenchOptions): Plan {
+  const number = (name: string, usual: number, tiny: number) =>
+    Number(set[name] ?? (short ? tiny : usual));
+  const variants = set.variants ?? (short ? 'memory/unit' : 'disk/unit,disk/equal,memory/unit');
+  return {
+    rounds: number('rounds', 5, 1),
+    seconds: number('seconds', 3, 1),
+    sustainedSeconds: number('sustainedSeconds', 60, 1),
+    parts: new Set(
+      (set.parts ?? (short ? 'fio,lag,hook' : 'fio,pgbench,sustained,lag,hook')).split(','),
+    ),
+    variants: variants.split(',').map((variant) => {
+      const [medium, priority] = variant.split('/') as [Medium, Priority];
+      return {
+        medium,
+        priority,
+        diskMiB: short ? 64 : 512,
+        ringBytes: set.ringMiB ? Number(set.ringMiB) * MIB : undefined,
+      };
+    }),
+  };
+}
+
+type Take = () => Promise<number>;
+interface Measured {
+  bare: number[];
+  agent: number[];
+}
+
+/** Runs every load bare and with the agent in turn, `rounds` times. */
+async function sideBySide(
+  lab: BenchLab,
+  loads: Record<string, Take>,
+  plan: Plan,
+  options: BenchOptions,
+  onAgentSide?: (load: string) => Promise<void>,
+): Promise<Record<string, Measured>> {
+  const results = Object.fromEntries(
+    Object.keys(loads).map((name): [string, Measured] => [name, { bare: [], agent: [] }]),
+  );
+  for (let round = 0; round < plan.rounds; round++) {
+    // Which side comes first changes, so that neither always meets the warmer disk.
+    for (const side of round % 2 === 0
+      ? (['bare', 'agent'] as const)
+      : (['agent', 'bare'] as const)) {
+      if (side === 'agent') await lab.startAgent();
+      for (const [name, take] of Object.entries(loads)) {
+        const value = await take();
+        results[name]![side].push(value);
+        options.progress(
+          `${lab.options.medium}/${lab.options.priority} round ${round + 1} of ${plan.rounds} ${side} ${name}: ${value.toFixed(1)}`,
+        );
+        if (side === 'agent') await onAgentSide?.(name);
+      }
+      if (side === 'agent') await lab.stopAgent();
+    }
+  }
+  return results;
+}
+
+const compared = (
+  figure: string,
+  unit: string,
+  { bare, agent }: Measured,
+  goal: Goal | undefined,
+  note: string | null = null,
+): Row => {
+  const ratios = agent.map((value, round) => value / bare[round]!);
+  const spread = `ratios of the rounds ${Math.min(...ratios).toFixed(3)} to ${Math.max(...ratios).toFixed(3)}`;
+  return row({
+    figure,
+    value: median(agent),
+    unit,
+    against: { what: 'bare', value: median(bare) },
+    goal,
+    note: [spread, note].filter(Boolean).join('; '),
+  });
+};
+
+async function* fioRows(
+  variant: LabOptions,
+  plan: Plan,
+  options: BenchOptions,
+): AsyncGenerator<Row> {
+  const lab = new BenchLab(variant);
+  try {
+    await lab.startAppliance();
+    // Every block is allocated before anything is measured.
+    await fio(lab.dev, 600, [
+      '--rw=write',
+      '--bs=1M',
+      '--iodepth=4',
+      '--time_based=0',
+      `--size=${lab.sizeBytes}`,
+    ]);
+    const { seconds } = plan;
+    const modes: Record<string, Set<string>> = {};
+    const results = await sideBySide(
+      lab,
+      {
+        qd1: async () =>
+          (await fio(lab.dev, seconds, ['--rw=randwrite', '--bs=4k', '--iodepth=1'])).iops,
+        qd32: async () =>
+          (await fio(lab.dev, seconds, ['--rw=randwrite', '--bs=4k', '--iodepth=32'])).iops,
+        paced: async () =>
+          (await fio(lab.dev, seconds, ['--rw=write', '--bs=1M', '--iodepth=4', '--rate=200M']))
+            .bytesPerSec / 1e6,
+        unpaced: async () =>
+          (await fio(lab.dev, seconds, ['--rw=write', '--bs=1M', '--iodepth=4'])).bytesPerSec / 1e6,
+      },
+      plan,
+      options,
+      async (load) => {
+        modes[load] ??= new Set();
+        // The agent says it each second.
+        await new Promise((resolve) => setTimeout(resolve, 1_200));
+        modes[load].add((await lab.state()).mode.mode);
+        await until('order to be held', async () => {
+          const { mode, consistent } = await lab.state();
+          return mode.mode === 'ordered' && consistent;
+        });
+      },
+    );
+    const name = `${variant.medium}/${variant.priority}`;
+    const judged = variant.medium === 'disk';
+    const goal = (atLeast: number) => (judged ? { atLeast } : undefined);
+    const note = (load: string) =>
+      modes[load]!.size === 1 && modes[load]!.has('ordered')
+        ? null
+        : 'the ring overflowed: order was lost and held again';
+    yield compared(
+      `${name} 4k random write, queue depth 1`,
+      'IOPS',
+      results.qd1!,
+      goal(0.95),
+      note('qd1'),
+    );
+    yield compared(
+      `${name} 4k random write, queue depth 32`,
+      'IOPS',
+      results.qd32!,
+      goal(0.9),
+      note('qd32'),
+    );
+    yield compared(
+      `${name} 1M sequential at 200 MiB/s`,
+      'MB/s',
+      results.paced!,
+      goal(0.98),
+      note('paced'),
+    );
+    yield compared(
+      `${name} 1M sequential, unpaced`,
+      'MB/s',
+      results.unpaced!,
+      goal(0.8),
+      note('unpaced'),
+    );
+  } finally {
+    await lab.close();
+  }
+}
+
+async function* pgbenchRows(
+  variant: LabOptions,
+  plan: Plan,
+  options: BenchOptions,
+): AsyncGenerator<Row> {
+  const lab = new BenchLab({ ...variant, diskMiB: 1536 });
+  let postgres: Postgres | undefined;
+  try {
+    await lab.startAppliance();
+    postgres = new Postgres(lab.dev);
+    const { pgbench } = await sideBySide(
+      lab,
+      { pgbench: () => postgres!.transactionsPerSec(plan.seconds * 2) },
+      plan,
+      options,
+    );
+    yield compared(
+      `${variant.medium}/${variant.priority} pgbench, 4 clients`,
+      'tps',
+      pgbench!,
+      variant.medium === 'disk' ? { atLeast: 0.95 } : undefined,
+    );
+  } finally {
+    postgres?.stop();
+    await lab.close();
+  }
+}
+
+async function* sustainedRows(
+  variant: LabOptions,
+  plan: Plan,
+  options: BenchOptions,
+): AsyncGenerator<Row> {
+  const lab = new BenchLab(variant);
+  const seconds = plan.sustainedSeconds;
+  try {
+    await lab.startAppliance();
+    await lab.startAgent();
+    const name = `${variant.medium}/${variant.priority}`;
+    const pids = [lab.agentPid, lab.helperPid, lab.appliancePid] as const;
+    const before = pids.map((pid) => usage(pid).cpuSeconds);
+    await lab.ask('sample');
+    const { bytesPerSec } = await fio(lab.dev, seconds, [
+      '--rw=write',
+      '--bs=1M',
+      '--iodepth=4',
+      '--rate=200M',
+    ]);
+    const caughtUpMs = performance.now();
+    await until('everything to be durable', async () => (await lab.state()).lagBytes === 0);
+    const behindMs = performance.now() - caughtUpMs;
+    const sampled = await lab.ask<Sampled>('sampled');
+    const cpu = pids.map((pid, at) => (usage(pid).cpuSeconds - before[at]!) / seconds);
+    options.progress(
+      `sustained: ${JSON.stringify({ bytesPerSec, behindMs, ordered: sampled.orderedShare, cpu })}`,
+    );
+    yield row({
+      figure: `${name} sustained ordered capture for ${seconds} s`,
+      value: bytesPerSec / 1e6,
+      unit: 'MB/s',
+      against: { what: 'asked for', value: (200 * MIB) / 1e6 },
+      goal: { atLeast: 0.98 },
+      note: `at most ${(sampled.maxLagBytes / MIB).toFixed(0)} MiB not durable; all durable ${behindMs.toFixed(0)} ms after the last write`,
+    });
+    yield row({
+      figure: `${name} share of that time in ordered mode`,
+      value: sampled.orderedShare,
+      unit: '',
+      goal: { atLeast: 1 },
+    });
+    for (const [at, what] of (['agent', 'capture helper', 'appliance'] as const).entries()) {
+      yield row({
+        figure: `${name} processor time of the ${what} per GB`,
+        value: (cpu[at]! * 1e9) / bytesPerSec,
+        unit: 's',
+      });
+    }
+    yield row({
+      figure: `${name} lag p99 at it`,
+      value: quantile(sampled.lagsMs, 0.99),
+      unit: 'ms',
+    });
+  } finally {
+    await lab.close();
+  }
+}
+
+async function* lagRows(variant: LabOptions, plan: Plan): AsyncGenerator<Row> {
+  const lab = new BenchLab(variant);
+  try {
+    await lab.startAppliance();
+    await lab.startAgent();
+    await lab.ask('sample');
+    await fio(lab.dev, plan.seconds * 10, [
+      '--rw=randwrite',
+      '--bs=16k',
+      '--iodepth=4',
+      '--rate=50M',
+    ]);
+    const { lagsMs, orderedShare } = await lab.ask<Sampled>('sampled');
+    yield row({
+      figure: `${variant.medium}/${variant.priority} lag p99 at 50 MiB/s of 16k random writes`,
+      value: quantile(lagsMs, 0.99),
+      unit: 'ms',
+      goal: { atMost: 1000 },
+      note: `median ${quantile(lagsMs, 0.5).toFixed(0)} ms, most ${Math.max(...lagsMs).toFixed(0)} ms, of ${lagsMs.length} samples; ordered for ${(orderedShare * 100).toFixed(0)} % of them`,
+    });
+  } finally {
+    await lab.close();
+  }
+}
+
+/** Nanoseconds that the kernel counted in the stubs of the helper's programs, and what they call. */
+function programNs(helperPid: number): { ns: number; runs: number } {
+  const dir = `/proc/${helperPid}/fdinfo`;
+  const sum = { ns: 0, runs: 0 };
+  for (const fd of fs.readdirSync(dir)) {
+    const text = fs.readFileSync(`${dir}/${fd}`, 'utf8');
+    const ns = /^run_time_ns:\s+(\d+)/m.exec(text);
+    if (!ns) continue;
+    sum.ns += Number(ns[1]);
+    sum.runs += Number(/^run_cnt:\s+(\d+)/m.exec(text)?.[1] ?? 0);
+  }
+  return sum;
+}
+
+async function* hookRows(variant: LabOptions, plan: Plan): AsyncGenerator<Row> {
+  const lab = new BenchLab(variant);
+  const sysctl = '/proc/sys/kernel/bpf_stats_enabled';
+  try {
+    await lab.startAppliance();
+    await lab.startAgent();
+    fs.writeFileSync(sysctl, '1');
+    for (const [what, args] of [
+      ['4k write', ['--rw=randwrite', '--bs=4k', '--iodepth=1']],
+      ['1M write', ['--rw=write', '--bs=1M', '--iodepth=1', '--rate=200M']],
+    ] as const) {
+      const before = programNs(lab.helperPid);
+      const { iops } = await fio(lab.dev, plan.seconds, args);
+      const { ns } = programNs(lab.helperPid);
+      const writes = iops * plan.seconds;
+      yield row({
+        figure: `${variant.medium}/${variant.priority} time in the capture's programs per ${what}`,
+        value: (ns - before.ns) / writes,
+        unit: 'ns',
+        against: { what: 'time between writes', value: 1e9 / iops },
+        note: 'issue and completion, as the kernel counts it (bpf_stats_enabled), its own cost included',
+      });
+    }
+  } finally {
+    fs.writeFileSync(sysctl, '0');
+    await lab.close();
+  }
+}
+
+const bench: Bench = {
+  summary: 'what capture and streaming cost the source, and what they keep up with',
+  async *run(options) {
+    const plan = planOf(options);
+    const first = plan.variants[0]!;
+    if (plan.parts.has('hook')) yield* hookRows(first, plan);
+    if (plan.parts.has('lag')) yield* lagRows(first, plan);
+    if (plan.parts.has('sustained')) yield* sustainedRows(first, plan, options);
+    for (const variant of plan.variants) {
+      if (plan.parts.has('fio')) yield* fioRows(variant, plan, options);
+      if (plan.parts.has('pgbench')) yield* pgbenchRows(variant, plan, options);
+    }
+  },
+};
+
+export default bench;

@@ -1,0 +1,302 @@
+/**
+ * One source disk, the agent and the appliance, each in the process that it is in the product, on one machine. The
+ * agent is bundled as scripts/build-agent does it, so that its memory is the product's and not the type stripper's.
+ */
+import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import fs from 'node:fs';
+import { join } from 'node:path';
+import { unitText } from '../../agent/service/unit.ts';
+import type { StreamView } from '../../appliance/replication/replication-stream.ts';
+import type { AgentConfig } from './agent-process.ts';
+import type { ApplianceAsk, ApplianceConfig } from './appliance-process.ts';
+
+export const MIB = 1024 * 1024;
+const ROOT = join(import.meta.dirname, '../..');
+
+/** How the two ends share the processors with the load. */
+export type Priority =
+  /** The agent as its unit has it; the appliance, which in the product is another machine, takes what is left over. */
+  | 'unit'
+  /** Agent and appliance compete with the load as equals. */
+  | 'equal';
+
+export type Medium =
+  /** A file on the machine's own disk, opened by the loop device past the page cache: a disk with a disk's latency. */
+  | 'disk'
+  /** A file in memory: no latency to hide behind, so the whole cost of the capture is seen. */
+  | 'memory';
+
+export const run = (command: string, ...args: string[]): string =>
+  execFileSync(command, args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] });
+
+export async function until(what: string, condition: () => unknown, limitMs = 120_000) {
+  const end = Date.now() + limitMs;
+  while (!(await condition())) {
+    if (Date.now() > end) throw new Error(`waited ${limitMs} ms for: ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+}
+
+export const sleep = (ms: number): Promise<void> =>
+  new Promise((resolve) => setTimeout(resolve, ms));
+
+/** Lines of the unit as a map; the last of a name wins. */
+const unit = (): Map<string, string> =>
+  new Map(
+    unitText()
+      .split('\n')
+      .filter((line) => line.includes('='))
+      .map((line) => [line.slice(0, line.indexOf('=')), line.slice(line.indexOf('=') + 1)]),
+  );
+
+/** The words before a command that give it the processor and disk priority of the agent's unit. */
+function asUnit(): string[] {
+  const settings = unit();
+  const classes: Record<string, string> = { realtime: '1', 'best-effort': '2', idle: '3' };
+  const ionice = ['ionice', '-c', classes[settings.get('IOSchedulingClass') ?? ''] ?? '2'];
+  const level = settings.get('IOSchedulingPriority');
+  if (level && ionice[2] === '2') ionice.push('-n', level);
+  return ['nice', '-n', settings.get('Nice') ?? '0', ...ionice];
+}
+
+export interface LabOptions {
+  medium: Medium;
+  priority: Priority;
+  diskMiB: number;
+  ringBytes?: number;
+}
+
+export class BenchLab {
+  readonly dir: string;
+  readonly dev: string;
+  readonly sizeBytes: number;
+  readonly options: LabOptions;
+  readonly #pinDir: string;
+  #undo: Array<() => void> = [];
+  #appliance: ChildProcess | undefined;
+  #agent: ChildProcess | undefined;
+  #port = 0;
+  #nextAsk = 1;
+  #asked = new Map<number, (answer: unknown) => void>();
+  readonly #onExit = () => this.#cleanUp();
+
+  constructor(options: LabOptions) {
+    this.options = options;
+    this.sizeBytes = options.diskMiB * MIB;
+    fs.mkdirSync(join(ROOT, 'build/bench'), { recursive: true });
+    this.dir = fs.mkdtempSync(join(ROOT, 'build/bench/lab-'));
+    this.#pinDir = `/sys/fs/bpf/understudy-bench-${process.pid}-${Date.now()}`;
+    process.on('exit', this.#onExit);
+    const memory = join(this.dir, 'memory');
+    fs.mkdirSync(memory);
+    run('mount', '-t', 'tmpfs', '-o', `size=${options.diskMiB * 3 + 2048}m`, 'tmpfs', memory);
+    this.#undo.push(() => run('umount', '-l', memory));
+    const file = join(options.medium === 'disk' ? this.dir : memory, 'source.img');
+    run('fallocate', '-l', String(this.sizeBytes), file);
+    this.dev = run(
+      'losetup',
+      '-f',
+      '--show',
+      `--direct-io=${options.medium === 'disk' ? 'on' : 'off'}`,
+      file,
+    ).trim();
+    this.#undo.push(() => run('losetup', '-d', this.dev));
+    const replica = join(memory, 'replica.img');
+    fs.writeFileSync(replica, '');
+    fs.truncateSync(replica, this.sizeBytes);
+    // A lab's own key and certificate for both ends.
+    run(
+      'openssl',
+      ...['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes'],
+      ...['-subj', '/CN=bench', '-addext', 'subjectAltName=DNS:bench', '-days', '2'],
+      ...['-keyout', join(this.dir, 'key.pem'), '-out', join(this.dir, 'cert.pem')],
+    );
+    const pem = ['key.pem', 'cert.pem'].map((name) => fs.readFileSync(join(this.dir, name)));
+    fs.writeFileSync(join(this.dir, 'both.pem'), Buffer.concat(pem), { mode: 0o600 });
+    run('scripts/build-capture');
+    run(
+      'node_modules/.bin/esbuild',
+      ...['test/bench/agent-process.ts', '--bundle', '--platform=node', '--target=node26'],
+      ...['--format=esm', '--log-level=error', `--outfile=${join(this.dir, 'agent.mjs')}`],
+      `--banner:js=import{createRequire}from'node:module';const require=createRequire(import.meta.url);`,
+    );
+  }
+
+  #spawn(words: string[], env: Record<string, string>): ChildProcess {
+    const [command, ...args] = words;
+    return spawn(command!, args, {
+      stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
+      env: { ...process.env, ...env },
+      cwd: ROOT,
+    });
+  }
+
+  async startAppliance(): Promise<void> {
+    const config: ApplianceConfig = {
+      jobDir: join(this.dir, 'memory/job'),
+      disks: [
+        {
+          diskId: 'disk',
+          index: 0,
+          devicePath: this.dev,
+          sizeBytes: this.sizeBytes,
+          replicaPath: join(this.dir, 'memory/replica.img'),
+          freshReplica: true,
+        },
+      ],
+      ringBytes: this.options.ringBytes ?? 64 * MIB,
+      journalBytes: 1024 * MIB,
+      pem: join(this.dir, 'both.pem'),
+    };
+    const appliance = this.#spawn(
+      [
+        ...(this.options.priority === 'unit' ? ['chrt', '-i', '0'] : []),
+        process.execPath,
+        '--disable-warning=ExperimentalWarning',
+        ...(process.env.BENCH_PROF_APPLIANCE ? ['--cpu-prof', '--cpu-prof-dir=build/bench'] : []),
+        join(import.meta.dirname, 'appliance-process.ts'),
+      ],
+      { BENCH: JSON.stringify(config) },
+    );
+    this.#appliance = appliance;
+    await new Promise<void>((resolve, reject) => {
+      appliance.on('exit', () => reject(new Error('the appliance process ended')));
+      appliance.on('message', (message: { port?: number; id?: number; answer?: unknown }) => {
+        if (message.port !== undefined) {
+          this.#port = message.port;
+          resolve();
+        } else this.#asked.get(message.id!)?.(message.answer);
+      });
+    });
+  }
+
+  ask<T>(ask: ApplianceAsk['ask']): Promise<T> {
+    const id = this.#nextAsk++;
+    return new Promise<T>((resolve) => {
+      this.#asked.set(id, (answer) => {
+        this.#asked.delete(id);
+        resolve(answer as T);
+      });
+      this.#appliance!.send({ id, ask });
+    });
+  }
+
+  state(): Promise<StreamView> {
+    return this.ask<StreamView>('state');
+  }
+
+  /** Attach the capture and wait until the disk is protected. */
+  async startAgent(): Promise<void> {
+    const config: AgentConfig = {
+      port: this.#port,
+      pinDir: this.#pinDir,
+      runDir: join(this.dir, 'memory/run'),
+      helperPath: join(ROOT, 'build/capture/understudy-capture'),
+      pem: join(this.dir, 'both.pem'),
+    };
+    const [, options] = /NODE_OPTIONS=([^"\n]*)/.exec(unitText()) ?? [];
+    this.#agent = this.#spawn(
+      [
+        ...(this.options.priority === 'unit' ? asUnit() : []),
+        process.execPath,
+        ...(process.env.BENCH_PROF_AGENT ? ['--cpu-prof', '--cpu-prof-dir=build/bench'] : []),
+        join(this.dir, 'agent.mjs'),
+      ],
+      {
+        BENCH: JSON.stringify(config),
+        NODE_OPTIONS: options ?? '',
+        MALLOC_ARENA_MAX: '2',
+      },
+    );
+    await until('the disk to be protected', async () => {
+      if (this.#agent?.exitCode !== null) throw new Error('the agent process ended');
+      const { phase, consistent, mode, disks } = await this.state();
+      return (
+        phase.name === 'protected' &&
+        consistent &&
+        mode.mode === 'ordered' &&
+        disks.every(({ mirror }) => mirror.state === 'done')
+      );
+    });
+  }
+
+  /** Take the capture off the disk. */
+  async stopAgent(): Promise<void> {
+    const agent = this.#agent;
+    this.#agent = undefined;
+    if (!agent || agent.exitCode !== null) return;
+    agent.kill('SIGTERM');
+    await once(agent, 'exit');
+    await until('the appliance to see it', async () => {
+      return (await this.state()).phase.name === 'waiting-for-agent';
+    });
+  }
+
+  get agentPid(): number {
+    return this.#agent!.pid!;
+  }
+
+  get appliancePid(): number {
+    return this.#appliance!.pid!;
+  }
+
+  /** The capture helper, a child of the agent. */
+  get helperPid(): number {
+    const children = fs.readFileSync(
+      `/proc/${this.agentPid}/task/${this.agentPid}/children`,
+      'utf8',
+    );
+    for (const pid of children.trim().split(' ')) {
+      if (fs.readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes('\0run\0')) return Number(pid);
+    }
+    throw new Error('the capture helper does not run');
+  }
+
+  later(undo: () => void): void {
+    this.#undo.push(undo);
+  }
+
+  async close(): Promise<void> {
+    await this.stopAgent();
+    const appliance = this.#appliance;
+    this.#appliance = undefined;
+    appliance?.removeAllListeners('exit');
+    if (appliance && appliance.exitCode === null) {
+      appliance.disconnect();
+      await once(appliance, 'exit');
+    }
+    this.#cleanUp();
+    process.off('exit', this.#onExit);
+  }
+
+  #cleanUp(): void {
+    this.#agent?.kill('SIGKILL');
+    this.#appliance?.kill('SIGKILL');
+    const attempt = (undo: () => void) => {
+      try {
+        undo();
+      } catch (error) {
+        console.error(`# clean-up: ${error}`);
+      }
+    };
+    // The pins outlive a process that was killed; in the usual case they are gone.
+    attempt(() => fs.rmSync(this.#pinDir, { recursive: true, force: true }));
+    for (const undo of this.#undo.splice(0).reverse()) attempt(undo);
+    // Never across a mount that could not be taken away.
+    attempt(() => run('rm', '-rf', '--one-file-system', this.dir));
+  }
+}
+for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) {
+  process.on(signal, () => process.exit(1));
+}
+
+/** Processor time that a process has used so far, in seconds, and its resident memory without shared pages, in bytes. */
+export function usage(pid: number): { cpuSeconds: number; rssBytes: number } {
+  const stat = fs.readFileSync(`/proc/${pid}/stat`, 'utf8');
+  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+  const ticks = Number(fields[11]) + Number(fields[12]);
+  const status = fs.readFileSync(`/proc/${pid}/status`, 'utf8');
+  const kib = (name: string) => Number(new RegExp(`${name}:\\s+(\\d+)`).exec(status)?.[1] ?? 0);
+  return { cpuSeconds: ticks / 100, rssBytes: (kib('RssAnon') + kib('RssFile')) * 1024 };
+}
