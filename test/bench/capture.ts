@@ -3,12 +3,12 @@
  * and the medians of the rounds are compared, so that a machine whose load changes hurts both alike.
  *
  * Everything is on one machine: the load, the agent and the appliance share its processors. In the product the appliance
- * is another machine. Variant `unit`: the agent as its systemd unit has it, the appliance in the idle class (it gets
- * what is left over). Variant `equal`: all compete as equals, which is harder than any real source.
+ * is another machine. Variant `unit`: agent and appliance yield to the load as the agent does by its systemd unit.
+ * Variant `equal`: all compete as equals, which is harder than any real source.
  * Media: `disk`, a file on this machine's disk, with a disk's latency; `memory`, a file in memory: nothing to hide behind.
  *
  * --set rounds=N seconds=N variants=disk/unit,disk/equal,memory/unit parts=fio,pgbench,sustained,lag,hook
- *       sustainedSeconds=N ringMiB=N
+ *       sustainedSeconds=N lagSeconds=N ringMiB=N
  */
 // apt: fio postgresql util-linux e2fsprogs openssl iproute2
 import fs from 'node:fs';
@@ -31,6 +31,7 @@ interface Plan {
   variants: LabOptions[];
   parts: Set<string>;
   sustainedSeconds: number;
+  lagSeconds: number;
 }
 
 function planOf({ short, set }: BenchOptions): Plan {
@@ -41,6 +42,7 @@ function planOf({ short, set }: BenchOptions): Plan {
     rounds: number('rounds', 5, 1),
     seconds: number('seconds', 3, 1),
     sustainedSeconds: number('sustainedSeconds', 60, 1),
+    lagSeconds: number('lagSeconds', 30, 1),
     parts: new Set(
       (set.parts ?? (short ? 'fio,lag,hook' : 'fio,pgbench,sustained,lag,hook')).split(','),
     ),
@@ -289,7 +291,7 @@ async function* lagRows(variant: LabOptions, plan: Plan): AsyncGenerator<Row> {
     await lab.startAppliance();
     await lab.startAgent();
     await lab.ask('sample');
-    await fio(lab.dev, plan.seconds * 10, [
+    await fio(lab.dev, plan.lagSeconds, [
       '--rw=randwrite',
       '--bs=16k',
       '--iodepth=4',

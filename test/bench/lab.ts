@@ -16,7 +16,7 @@ const ROOT = join(import.meta.dirname, '../..');
 
 /** How the two ends share the processors with the load. */
 export type Priority =
-  /** The agent as its unit has it; the appliance, which in the product is another machine, takes what is left over. */
+  /** The agent as its unit has it; so the appliance, which in the product is another machine. */
   | 'unit'
   /** Agent and appliance compete with the load as equals. */
   | 'equal';
@@ -151,7 +151,7 @@ export class BenchLab {
     };
     const appliance = this.#spawn(
       [
-        ...(this.options.priority === 'unit' ? ['chrt', '-i', '0'] : []),
+        ...(this.options.priority === 'unit' ? asUnit() : []),
         process.execPath,
         '--disable-warning=ExperimentalWarning',
         ...(process.env.BENCH_PROF_APPLIANCE ? ['--cpu-prof', '--cpu-prof-dir=build/bench'] : []),
