@@ -228,6 +228,8 @@ class Session {
   #consumedPos = 0;
   #open: { extents: FrameExtent[]; bytes: number; sinceMs: number; bootNs: bigint } | undefined;
   #openEndPos = 0;
+  /** Where the batch that is being taken ends; elsewhere the same as #openEndPos. */
+  #batchEndPos = 0;
   #frameTimer: NodeJS.Timeout | undefined;
   /** All writes issued before it are in frames that are numbered. */
   #bootNs = 0n;
@@ -385,6 +387,7 @@ class Session {
     this.#window = new Window(job.durable.seq + 1, this.#options.windowBytes ?? WINDOW_BYTES);
     this.#consumedPos = fromPos ?? this.#releasedPos;
     this.#openEndPos = this.#consumedPos;
+    this.#batchEndPos = this.#consumedPos;
     if (fromPos === null) {
       this.#mark({
         type: 'epochStart',
@@ -563,6 +566,7 @@ class Session {
   }
 
   #takeBatch(batch: CaptureBatch): void {
+    this.#batchEndPos = Number(batch.endPos);
     for (const record of batch.records) {
       if (record.kind === 'mark') continue;
       if (record.kind === 'opaque') {
@@ -652,6 +656,7 @@ class Session {
       wallMs: Number((this.#bootNs + this.#wallOffsetNs) / 1_000_000n),
       // Only whole batches count: a position inside one can't be taken up again.
       capturePos: this.#openEndPos,
+      aheadBytes: Math.max(0, this.#batchEndPos - this.#openEndPos),
     };
   }
 

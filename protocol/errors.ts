@@ -541,6 +541,11 @@ export const ERRORS = {
     hint: 'Commit or undo its failover. If this appliance was restored from a backup of before the failover, decide which of the two is to live: remove the VM to go on replicating, or delete the job and keep its disks.',
     httpStatus: 409,
   },
+  UND_HISTORY_GONE: {
+    message: 'Frame {seq} of job {job} has left the journal.',
+    hint: 'Choose a newer recovery point; keep more history in the settings of the job.',
+    httpStatus: 410,
+  },
   UND_JOURNAL_CORRUPT: {
     message: 'The journal of job {job} is damaged in {segment} at byte {offsetBytes}: {reason}.',
     hint: 'Start the job with a new difference mirror; check the journal disk.',

@@ -9,7 +9,7 @@
  * 24 u32 extents 28 u32 unpacked bytes   32 u32 packed bytes         36 u32 CRC-32 of the packed payload
  * 40 u64 source's boot-time clock (ns)   48 u64 source's wall clock (ms, an annotation)   56 u64 capture position
  * 64 u64 mirror cursor (bytes)           72 u64 mirror bytes skipped 80 u32 mirror run     84 u16 disk index
- * 86 reserved                            92 u32 CRC-32 of bytes 0..91
+ * 86 reserved                            88 u32 capture bytes ahead  92 u32 CRC-32 of bytes 0..91
  *
  * The other side may be hostile: every length is checked before anything is allocated or read by it.
  */
@@ -62,6 +62,11 @@ export interface FrameHeader {
   wallMs: number;
   /** Position in the capture's ring up to which this frame and all before it carry the records. */
   capturePos: number;
+  /**
+   * 0, or the frame was cut off inside a batch of the capture: it may carry records up to capturePos + aheadBytes, and
+   * they come again if the agent dies before the batch's end. Until a frame's position is past that, none is a point.
+   */
+  aheadBytes: number;
   /** Mirror frames: the run has dealt with the disk up to here. */
   cursorBytes: number;
   /** Mirror frames: bytes of the run that were not sent because they are zero, equal, unallocated or excluded. */
@@ -77,6 +82,7 @@ export interface FrameInput {
   bootTimeNs: bigint;
   wallMs: number;
   capturePos: number;
+  aheadBytes?: number;
   cursorBytes?: number;
   skippedBytes?: number;
   run?: number;
@@ -130,6 +136,7 @@ function encodeHeader(
   header.writeBigUInt64LE(BigInt(input.skippedBytes ?? 0), 72);
   header.writeUInt32LE(input.run ?? 0, 80);
   header.writeUInt16LE(input.disk ?? 0, 84);
+  header.writeUInt32LE(Math.min(input.aheadBytes ?? 0, 0xffff_ffff), 88);
   header.writeUInt32LE(crc32(header.subarray(0, 92)), 92);
   return header;
 }
@@ -273,6 +280,7 @@ export function readHeader(buffer: Buffer): FrameHeader {
     bootTimeNs: buffer.readBigUInt64LE(40),
     wallMs: readSafe(buffer, 48, 'wall clock', rawSeq),
     capturePos: readSafe(buffer, 56, 'capture position', rawSeq),
+    aheadBytes: buffer.readUInt32LE(88),
     cursorBytes: readSafe(buffer, 64, 'mirror cursor', rawSeq),
     skippedBytes: readSafe(buffer, 72, 'skipped bytes', rawSeq),
     run: buffer.readUInt32LE(80),

@@ -1,8 +1,9 @@
 /**
  * The journal: the stream of one protection job, frame by frame as it came, in append-only segments.
  *
- * Two families of segments, so that a mirror never evicts history: `s-` holds captured writes and marks (the history),
- * `m-` holds mirror frames, which leave as soon as they are applied. Sequence numbers are contiguous over both.
+ * Two families of segments, so that a mirror never evicts history: `s-` holds captured writes, blocks read again and
+ * marks (the history), `m-` holds frames of mirror runs, which leave as soon as they are applied. Sequence numbers are
+ * contiguous over both. Journals of before kept blocks read again in `m-`: a frame is read from where it is.
  * A segment is nothing but frames, one after the other; its name carries the first sequence number in it.
  *
  * `durable` advances only after fdatasync of everything up to it (one for all frames that wait: a group commit). At
@@ -10,18 +11,28 @@
  * on is cut off: none of it was acknowledged, or, if it was, the handshake sees the regression.
  */
 import { randomUUID } from 'node:crypto';
-import { type FileHandle, mkdir, open, readdir, rm, unlink } from 'node:fs/promises';
+import { type FileHandle, mkdir, open, readdir, rm, stat, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import Type, { type Static } from 'typebox';
 import { Value } from 'typebox/value';
 import { asUndError, type UndError, undError } from '../../protocol/errors.ts';
-import {
-  checkFrame,
-  FRAME_HEADER_BYTES,
-  type FrameHeader,
-  readHeader,
-} from '../../protocol/frame.ts';
+import { FRAME_HEADER_BYTES, type FrameHeader, readHeader } from '../../protocol/frame.ts';
 import { readJson, syncDir, writeJsonDurably } from './durable-file.ts';
+import { headersFrom, type JournalHeader } from './header-scan.ts';
+import {
+  FAMILIES,
+  type Family,
+  familyOf,
+  type JournalFrame,
+  parseSegmentName,
+  type Segment,
+  SegmentScan,
+  segmentName,
+} from './segment.ts';
+import { type JournalReport, type SeqRange, verifySegments } from './verify.ts';
+
+export type { JournalFrame } from './segment.ts';
+export type { JournalFault, JournalReport, SeqRange } from './verify.ts';
 
 const Identity = Type.Object({
   version: Type.Literal(1),
@@ -39,24 +50,24 @@ export interface JournalOptions {
   segmentBytes?: number;
   /** History and what is not applied together keep below this; what is not applied is never evicted for it. */
   limitBytes: number;
+  /** How old history may get, counted back from the newest frame: null for no limit by age. */
+  maxAgeMs?: number | null;
+  /** The appliance's clock, in milliseconds. */
+  now?: () => number;
 }
 
-export interface JournalFrame {
-  header: FrameHeader;
-  /** Header and payload. */
-  frame: Buffer;
+/** What limits the history. Both hold at once. */
+export interface Retention {
+  limitBytes: number;
+  maxAgeMs: number | null;
 }
 
-type Family = 's' | 'm';
-const FAMILIES: readonly Family[] = ['s', 'm'];
-
-interface Segment {
-  family: Family;
+/** A part of the history, for figures. */
+export interface HistorySegment {
   firstSeq: number;
-  path: string;
   bytes: number;
-  /** Of the segment that is being written; for the others it is known by where the next begins. */
-  lastSeq: number;
+  firstMs: number;
+  lastMs: number;
 }
 
 interface Pending {
@@ -65,13 +76,10 @@ interface Pending {
 }
 
 const DEFAULT_SEGMENT_BYTES = 64 * 1024 * 1024;
+/** A segment of a quiet source is closed after this, so that history leaves by the hour and not by the week. */
+const SEGMENT_MS = 60 * 60 * 1000;
 /** No group commit is larger, so that an ack is never far away. */
 const GROUP_BYTES = 16 * 1024 * 1024;
-
-const familyOf = (header: FrameHeader): Family => (header.kind === 'mirror' ? 'm' : 's');
-
-const segmentName = (family: Family, firstSeq: number): string =>
-  `${family}-${String(firstSeq).padStart(16, '0')}.seg`;
 
 export interface JournalEvents {
   /** Frames up to this one are durable, in order; called once per group commit with the frames of the group. */
@@ -85,7 +93,11 @@ export class Journal {
   readonly #jobId: string;
   readonly #segmentBytes: number;
   readonly #events: JournalEvents;
-  #limitBytes: number;
+  readonly #now: () => number;
+  #retention: Retention;
+  /** See `keepFromSeq`. */
+  #keepFromSeq: number | null = null;
+  #verifying = 0;
   #identity: Identity;
   #segments: Record<Family, Segment[]> = { s: [], m: [] };
   #open: Record<Family, FileHandle | undefined> = { s: undefined, m: undefined };
@@ -106,7 +118,8 @@ export class Journal {
     this.#dir = options.dir;
     this.#jobId = options.jobId;
     this.#segmentBytes = options.segmentBytes ?? DEFAULT_SEGMENT_BYTES;
-    this.#limitBytes = options.limitBytes;
+    this.#now = options.now ?? Date.now;
+    this.#retention = { limitBytes: options.limitBytes, maxAgeMs: options.maxAgeMs ?? null };
     this.#identity = identity;
     this.#events = events;
     this.#durableSeq = options.appliedSeq;
@@ -148,6 +161,10 @@ export class Journal {
     }
   }
 
+  get jobId(): string {
+    return this.#jobId;
+  }
+
   get journalId(): string {
     return this.#identity.journalId;
   }
@@ -169,12 +186,39 @@ export class Journal {
     return this.#error;
   }
 
-  get limitBytes(): number {
-    return this.#limitBytes;
+  get retention(): Retention {
+    return this.#retention;
   }
 
-  set limitBytes(bytes: number) {
-    this.#limitBytes = bytes;
+  set retention(retention: Retention) {
+    this.#retention = retention;
+  }
+
+  /**
+   * The sequence number of the oldest checkpoint: history is of use from there on. Age alone does not evict a frame
+   * behind it; a limit by size does. Null: there is no checkpoint.
+   */
+  get keepFromSeq(): number | null {
+    return this.#keepFromSeq;
+  }
+
+  set keepFromSeq(seq: number | null) {
+    this.#keepFromSeq = seq;
+  }
+
+  /** The oldest frame of the history; the one that comes next while there is none. */
+  get oldestSeq(): number {
+    return this.#segments.s[0]?.firstSeq ?? this.#durableSeq + 1;
+  }
+
+  /** The history by segments, oldest first. */
+  history(): HistorySegment[] {
+    return this.#segments.s.map(({ firstSeq, bytes, firstMs, lastMs }) => ({
+      firstSeq,
+      bytes,
+      firstMs,
+      lastMs,
+    }));
   }
 
   /** Bytes of segments on the journal disk. */
@@ -292,12 +336,14 @@ export class Journal {
   async #write(family: Family, frames: readonly Pending[]): Promise<void> {
     if (frames.length === 0) return;
     let segment = this.#tail(family);
-    if (!segment || segment.bytes >= this.#segmentBytes) {
+    const now = this.#now();
+    const old = family === 's' && segment && Math.abs(now - segment.firstMs) >= SEGMENT_MS;
+    if (!segment || segment.bytes >= this.#segmentBytes || old) {
       await this.#open[family]?.close();
       const firstSeq = frames[0]!.header.seq;
       const path = join(this.#dir, segmentName(family, firstSeq));
       this.#open[family] = await open(path, 'w', 0o600);
-      segment = { family, firstSeq, path, bytes: 0, lastSeq: firstSeq };
+      segment = { family, firstSeq, path, bytes: 0, lastSeq: firstSeq, firstMs: now, lastMs: now };
       this.#segments[family].push(segment);
       await syncDir(this.#dir);
     }
@@ -312,6 +358,7 @@ export class Journal {
     await handle.datasync();
     segment.bytes = at;
     segment.lastSeq = frames.at(-1)!.header.seq;
+    segment.lastMs = now;
   }
 
   /** After a failed write: forget segments begun in it and what was written behind the last durable frame. */
@@ -392,6 +439,7 @@ export class Journal {
   }
 
   async #evict(makeRoom = false): Promise<void> {
+    if (this.#verifying > 0 && !makeRoom) return;
     const mirror = this.#segments.m;
     while (mirror.length > 0 && this.#endOf(mirror, 0) <= this.#appliedSeq) {
       // The segment that is being written has frames on the way.
@@ -399,11 +447,42 @@ export class Journal {
       await this.#dropFirst('m');
     }
     const history = this.#segments.s;
-    let over = makeRoom || this.bytes > this.#limitBytes;
+    const { limitBytes } = this.#retention;
+    let over = makeRoom || this.bytes > limitBytes || this.#tooOld();
     while (over && history.length > 1 && this.#endOf(history, 0) <= this.#appliedSeq) {
       await this.#dropFirst('s');
-      over = this.bytes > this.#limitBytes;
+      over = this.bytes > limitBytes || this.#tooOld();
     }
+  }
+
+  /**
+   * The oldest segment lies behind the kept time, counted back from the newest one: while a source is away, its
+   * history stays.
+   */
+  #tooOld(): boolean {
+    const { maxAgeMs } = this.#retention;
+    const oldest = this.#segments.s[0];
+    const newest = this.#tail('s');
+    if (maxAgeMs === null || !oldest || !newest) return false;
+    if (this.#keepFromSeq !== null && this.#endOf(this.#segments.s, 0) >= this.#keepFromSeq) {
+      return false;
+    }
+    return newest.lastMs - oldest.lastMs > maxAgeMs;
+  }
+
+  /** Let go at once of what the limits no longer keep. */
+  async trim(): Promise<void> {
+    await this.#evict();
+  }
+
+  /**
+   * The journal disk runs short: the oldest history goes, whatever the limits say.
+   * @returns whether something went
+   */
+  async makeRoom(): Promise<boolean> {
+    const before = this.oldestSeq;
+    await this.#evict(true);
+    return this.oldestSeq > before;
   }
 
   #endOf(segments: readonly Segment[], index: number): number {
@@ -439,14 +518,22 @@ export class Journal {
 
   async #recover(onRecovered: (frame: JournalFrame) => void): Promise<void> {
     for (const name of (await readdir(this.#dir)).sort()) {
-      const match = /^([sm])-(\d{16})\.seg$/.exec(name);
-      if (!match) continue;
-      const family = match[1] as Family;
+      const parsed = parseSegmentName(name);
+      if (!parsed) continue;
+      const { family, firstSeq } = parsed;
       const path = join(this.#dir, name);
-      const handle = await open(path, 'r');
-      const { size } = await handle.stat().finally(() => handle.close());
-      const firstSeq = Number(match[2]);
-      this.#segments[family].push({ family, firstSeq, path, bytes: size, lastSeq: firstSeq });
+      const { size, mtimeMs } = await stat(path);
+      const segments = this.#segments[family];
+      segments.push({
+        family,
+        firstSeq,
+        path,
+        bytes: size,
+        lastSeq: firstSeq,
+        // A segment begins where the one before it ended; for the oldest one nothing else is known.
+        firstMs: segments.at(-1)?.lastMs ?? mtimeMs,
+        lastMs: mtimeMs,
+      });
     }
     // Everything is readable for the scan; afterwards only what proved contiguous is.
     this.#durableSeq = Number.MAX_SAFE_INTEGER;
@@ -496,58 +583,43 @@ export class Journal {
   }
 
   /**
-   * Read everything there is and check it: every frame whole, sequence numbers rising in each family, and contiguous
-   * over both behind the applied frame.
-   * @throws UND_JOURNAL_CORRUPT with segment and offset
+   * The headers of what is there, in order, from `fromSeq` to the last durable frame. Not an error: holes where mirror
+   * frames have left, and what is damaged.
    */
-  async verify(): Promise<{ frames: number; bytes: number; firstSeq: number; lastSeq: number }> {
-    const result = { frames: 0, bytes: 0, firstSeq: 0, lastSeq: 0 };
-    const unapplied: number[] = [];
-    const until = this.#durableSeq;
-    const applied = this.#appliedSeq;
-    for (const family of FAMILIES) {
-      let previous = -1;
-      for (const segment of [...this.#segments[family]]) {
-        const scan = new SegmentScan(segment);
-        try {
-          for (;;) {
-            const offsetBytes = scan.offsetBytes;
-            const corrupt = (reason: string, cause?: unknown) =>
-              undError(
-                'UND_JOURNAL_CORRUPT',
-                { job: this.#jobId, segment: segment.path.split('/').at(-1), offsetBytes, reason },
-                { cause },
-              );
-            const found = await scan.next().catch((cause) => {
-              throw corrupt((cause as Error).message, cause);
-            });
-            if (!found || found.header.seq > until) break;
-            const { seq } = found.header;
-            if (seq <= previous) throw corrupt(`frame ${seq} follows frame ${previous}`);
-            previous = seq;
-            if (seq > applied) unapplied.push(seq);
-            result.frames++;
-            result.bytes += found.frame.length;
-            result.firstSeq = result.firstSeq === 0 ? seq : Math.min(result.firstSeq, seq);
-            result.lastSeq = Math.max(result.lastSeq, seq);
-          }
-        } finally {
-          await scan.close();
-        }
-      }
+  headers(fromSeq: number): AsyncGenerator<JournalHeader> {
+    return headersFrom(this.#segments, fromSeq, this.#durableSeq);
+  }
+
+  /**
+   * Read everything there is and check it: every frame whole, numbers rising, and none missing in `whole` (rising
+   * ranges) and behind the applied frame. Nothing leaves the journal meanwhile, unless its disk is full.
+   * @param onProgress bytes read so far
+   * @throws UND_JOURNAL_IO if the journal disk does not answer; faults of the journal are in the report
+   */
+  async verify(
+    whole: readonly SeqRange[] = [],
+    onProgress?: (bytes: number) => void,
+  ): Promise<JournalReport> {
+    this.#verifying++;
+    try {
+      const unapplied = { fromSeq: this.#appliedSeq + 1, toSeq: this.#durableSeq };
+      const ranges = whole
+        .map(({ fromSeq, toSeq }) => ({
+          fromSeq: Math.max(fromSeq, this.oldestSeq),
+          toSeq: Math.min(toSeq, this.#appliedSeq),
+        }))
+        .filter(({ fromSeq, toSeq }) => fromSeq <= toSeq);
+      return await verifySegments(
+        this.#segments,
+        this.#durableSeq,
+        [...ranges, unapplied],
+        onProgress,
+      );
+    } catch (error) {
+      throw journalError(error, this.#jobId);
+    } finally {
+      this.#verifying--;
     }
-    unapplied.sort((a, b) => a - b);
-    unapplied.forEach((seq, index) => {
-      if (seq !== applied + 1 + index) {
-        throw undError('UND_JOURNAL_CORRUPT', {
-          job: this.#jobId,
-          segment: 'the sequence',
-          offsetBytes: 0,
-          reason: `frame ${applied + 1 + index} is missing`,
-        });
-      }
-    });
-    return result;
   }
 
   async close(): Promise<void> {
@@ -608,70 +680,6 @@ async function endOfSeq(handle: FileHandle, bytes: number, seq: number): Promise
   return at;
 }
 
-const SCAN_BYTES = 1024 * 1024;
-
-/** Reads a segment's frames one after the other, checking each. It sees frames appended meanwhile. */
-class SegmentScan {
-  readonly segment: Segment;
-  #handle: FileHandle | undefined;
-  #buffer: Buffer = Buffer.alloc(0);
-  #bufferAt = 0;
-  offsetBytes = 0;
-
-  constructor(segment: Segment) {
-    this.segment = segment;
-  }
-
-  /** Bytes [offset, offset + length), or null if the segment does not have them. */
-  async #bytes(offset: number, length: number): Promise<Buffer | null> {
-    const from = offset - this.#bufferAt;
-    if (from >= 0 && from + length <= this.#buffer.length) {
-      return this.#buffer.subarray(from, from + length);
-    }
-    if (offset + length > this.segment.bytes) return null;
-    this.#handle ??= await open(this.segment.path, 'r');
-    const size = Math.min(Math.max(length, SCAN_BYTES), this.segment.bytes - offset);
-    const buffer = Buffer.allocUnsafe(size);
-    const { bytesRead } = await this.#handle.read(buffer, 0, size, offset);
-    if (bytesRead < length) return null;
-    // A fresh buffer each time: frames handed out are views into the old one.
-    this.#buffer = buffer.subarray(0, bytesRead);
-    this.#bufferAt = offset;
-    return this.#buffer.subarray(0, length);
-  }
-
-  async peek(): Promise<FrameHeader | null> {
-    if (this.offsetBytes >= this.segment.bytes) return null;
-    const head = await this.#bytes(this.offsetBytes, FRAME_HEADER_BYTES);
-    if (!head) throw torn(this.segment.bytes - this.offsetBytes);
-    return readHeader(head);
-  }
-
-  /** Pass over the frame that `peek` showed, unread. */
-  skip(header: FrameHeader): void {
-    this.offsetBytes += FRAME_HEADER_BYTES + header.packedBytes;
-  }
-
-  async next(): Promise<JournalFrame | null> {
-    const header = await this.peek();
-    if (!header) return null;
-    const length = FRAME_HEADER_BYTES + header.packedBytes;
-    const frame = await this.#bytes(this.offsetBytes, length);
-    if (!frame) throw torn(this.segment.bytes - this.offsetBytes);
-    checkFrame(frame);
-    this.offsetBytes += length;
-    return { header, frame };
-  }
-
-  async close(): Promise<void> {
-    await this.#handle?.close();
-    this.#handle = undefined;
-  }
-}
-
-const torn = (bytes: number) =>
-  undError('UND_FRAME_INVALID', { seq: '?', reason: `only ${bytes} bytes of it are there` });
-
 /** A cursor over both families that gives the durable frames in order of their sequence numbers. */
 export class JournalReader {
   readonly #journal: Journal;
@@ -690,7 +698,8 @@ export class JournalReader {
 
   /**
    * The next durable frame, or null if there is none yet.
-   * @throws UND_FRAME_INVALID, UND_FRAME_CHECKSUM if what is on the journal disk is damaged
+   * @throws UND_FRAME_INVALID, UND_FRAME_CHECKSUM if what is on the journal disk is damaged; UND_HISTORY_GONE if the
+   *   frame has left the journal
    */
   async next(): Promise<JournalFrame | null> {
     if (this.#nextSeq > this.#journal.durableSeq) return null;
@@ -717,7 +726,7 @@ export class JournalReader {
         return found;
       }
     }
-    return null;
+    throw undError('UND_HISTORY_GONE', { job: this.#journal.jobId, seq: this.#nextSeq });
   }
 
   #scanAt(family: Family): SegmentScan | undefined {

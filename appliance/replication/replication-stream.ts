@@ -27,7 +27,15 @@ import { type Mark, readMark } from '../../protocol/marks.ts';
 import { Applier } from '../apply/applier.ts';
 import { ReplicaDisk } from '../apply/replica-disk.ts';
 import { readJson, writeJsonDurably } from '../journal/durable-file.ts';
-import { Journal, type JournalFrame } from '../journal/journal.ts';
+import {
+  type HistorySegment,
+  Journal,
+  type JournalFrame,
+  type JournalReader,
+  type JournalReport,
+} from '../journal/journal.ts';
+import type { Point, PointIndex } from '../points/point-index.ts';
+import { PointStore } from '../points/point-store.ts';
 import { ClockMap } from './clock-map.ts';
 import { Rate } from './rate.ts';
 import {
@@ -59,8 +67,12 @@ export interface StreamSettings {
 }
 
 export interface StreamLimits {
-  /** History and what is not applied together; what is not applied is never evicted, intake stops instead. */
+  /** What is not applied: above it, intake stops. */
   journalBytes: number;
+  /** History and what is not applied together; what is not applied is never evicted for it. journalBytes if absent. */
+  historyBytes?: number;
+  /** How far the history goes back from the newest frame; no limit by time if absent or null. */
+  historyMs?: number | null;
   /** The agent's ring in the source's memory. */
   ringBytes?: number;
   segmentBytes?: number;
@@ -184,10 +196,12 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
   readonly #jobDir: string;
   #disks: StreamDisk[];
   #settings: StreamSettings;
-  readonly #limits: StreamLimits;
+  #limits: StreamLimits;
   readonly #hooks: StreamHooks;
   #journal!: Journal;
   #applier!: Applier;
+  /** Undefined while the journal is being recovered: what it finds then is folded in by PointStore.open. */
+  #points: PointStore | undefined;
   #replicas = new Map<number, ReplicaDisk>();
   /** As of the frames that are durable, written to the disks, and flushed and persisted. */
   #durable: StreamRecord;
@@ -253,7 +267,8 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
         jobId: options.jobId,
         dir: join(options.jobDir, 'journal'),
         appliedSeq: record.seq,
-        limitBytes: options.limits.journalBytes,
+        limitBytes: options.limits.historyBytes ?? options.limits.journalBytes,
+        maxAgeMs: options.limits.historyMs ?? null,
         segmentBytes: options.limits.segmentBytes,
       },
       {
@@ -262,6 +277,20 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
       },
       (recovered) => stream.#foldDurable(recovered),
     );
+    stream.#points = await PointStore.open(
+      join(options.jobDir, 'points'),
+      stream.#journal,
+      record,
+    ).catch((error) => {
+      throw undError(
+        'UND_JOURNAL_IO',
+        { job: options.jobId, reason: (error as Error).message },
+        { cause: error },
+      );
+    });
+    if (isWhole(stream.#durable)) {
+      stream.#newestPointMs = stream.#points.index.newest?.sourceMs ?? null;
+    }
     if (stream.#journal.epoch > Math.max(1, stream.#durable.epoch)) {
       stream.#epochReason = 'the stream was being begun anew when the appliance restarted';
     }
@@ -394,6 +423,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
     this.#written = this.#applied;
     this.#durable = this.#applied;
     await this.#persist();
+    await this.#points?.truncateAfter(this.#applied.seq, this.#applied).catch(notUrgent);
     this.#epochReason = reason;
     await this.#journal.beginEpoch();
     this.#fault = undefined;
@@ -404,10 +434,97 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
     this.#changed();
   }
 
-  /** Check the whole journal; see Journal.verify. */
-  verifyJournal(): ReturnType<Journal['verify']> {
-    return this.#journal.verify();
+  /** Other limits from now on; what they no longer keep goes at once. */
+  async setLimits(
+    limits: Pick<StreamLimits, 'journalBytes' | 'historyBytes' | 'historyMs'>,
+  ): Promise<void> {
+    this.#limits = { ...this.#limits, ...limits };
+    this.#journal.retention = {
+      limitBytes: limits.historyBytes ?? limits.journalBytes,
+      maxAgeMs: limits.historyMs ?? null,
+    };
+    await this.#journal.trim();
+    await this.#historyLeft();
   }
+
+  /**
+   * The journal disk runs short: some of the oldest history goes, whatever the limits say.
+   * @returns false if there is no history that may go
+   */
+  async makeRoom(): Promise<boolean> {
+    const freed = await this.#journal.makeRoom();
+    await this.#historyLeft();
+    return freed;
+  }
+
+  // ---- history -------------------------------------------------------------------------------------------------
+
+  /** Which moments can be recovered, as far as the journal reaches. */
+  points(): PointIndex {
+    return this.#points!.index;
+  }
+
+  /**
+   * The newest point at or before a moment, to the frame: `points().pointAt` is to the second.
+   * @param sourceMs wall clock of the source
+   * @throws UND_HISTORY_GONE, UND_FRAME_… if the journal is damaged there
+   */
+  async exactPointAt(sourceMs: number): Promise<Point | null> {
+    const index = this.points();
+    const near = index.pointAt(sourceMs);
+    if (!near) return null;
+    let best = near;
+    const reader = this.#journal.reader(near.seq + 1);
+    try {
+      while (index.isPoint(reader.nextSeq)) {
+        const next = await reader.next();
+        if (!next || next.header.wallMs > sourceMs) break;
+        best = { seq: next.header.seq, sourceMs: next.header.wallMs };
+      }
+    } finally {
+      await reader.close();
+    }
+    return best;
+  }
+
+  /** Durable frames in order from `fromSeq` on, for a replay. Close it. */
+  journalReader(fromSeq: number): JournalReader {
+    return this.#journal.reader(fromSeq);
+  }
+
+  /** The oldest frame of the history: a replay can begin behind a checkpoint that lies right before it, or later. */
+  get oldestSeq(): number {
+    return this.#journal.oldestSeq;
+  }
+
+  /** The oldest checkpoint's frame, from which on history is of use; see Journal.keepFromSeq. Not persisted. */
+  get keepFromSeq(): number | null {
+    return this.#journal.keepFromSeq;
+  }
+
+  set keepFromSeq(seq: number | null) {
+    this.#journal.keepFromSeq = seq;
+  }
+
+  /** What the history takes, and what limits it. */
+  history(): { segments: HistorySegment[]; limitBytes: number; maxAgeMs: number | null } {
+    return { segments: this.#journal.history(), ...this.#journal.retention };
+  }
+
+  /** Check the whole journal; see Journal.verify. */
+  verifyJournal(onProgress?: (bytes: number) => void): Promise<JournalReport> {
+    return this.#journal.verify(this.points().stretches(), onProgress);
+  }
+
+  async #historyLeft(): Promise<void> {
+    const { oldestSeq } = this.#journal;
+    if (oldestSeq === this.#oldestKnownSeq) return;
+    this.#oldestKnownSeq = oldestSeq;
+    await this.#points?.evictBefore(oldestSeq, this.#durable).catch(notUrgent);
+    this.#changed();
+  }
+
+  #oldestKnownSeq = 0;
 
   /** Close, keeping everything; `open` goes on from here. */
   async close(): Promise<void> {
@@ -418,6 +535,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
     this.#disconnect();
     await this.closeDisks('the stream is closed');
     await this.#journal.close();
+    await this.#points?.close();
   }
 
   /** End the job on the agent (if it is connected), close, and remove the journal and everything known. */
@@ -785,6 +903,10 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
     this.#durable = foldFrame(this.#durable, header, mark);
     if (header.kind === 'mirror') this.#countMirror(before);
     if (isWhole(this.#durable)) this.#newestPointMs = header.wallMs;
+    if (this.#points) {
+      this.#points.add(header, mark, this.#durable);
+      if (this.#points.full) this.#points.seal(this.#durable).catch(notUrgent);
+    }
     return mark;
   }
 
@@ -834,6 +956,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
     this.#applied = this.#written;
     await this.#persist();
     await this.#journal.applied(seq);
+    await this.#historyLeft();
     if (
       this.#intake.name === 'held' &&
       this.#intake.by === 'journal-full' &&
@@ -954,6 +1077,8 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
   }
 }
 
+/** A page of the point index could not be written: a restart reads the journal instead, which holds the same. */
+const notUrgent = () => {};
 const yes = () => true;
 const no = () => false;
 

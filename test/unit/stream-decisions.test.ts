@@ -83,6 +83,7 @@ const header = (seq: number, patch: Partial<FrameHeader> = {}): FrameHeader => (
   bootTimeNs: BigInt(seq),
   wallMs: seq,
   capturePos: seq * 10,
+  aheadBytes: 0,
   cursorBytes: 0,
   skippedBytes: 0,
   run: 0,

@@ -1,0 +1,76 @@
+/**
+ * Pure: the stream's record, folded again over history whose mirror frames have left. Where the history alone cannot
+ * tell, no point is claimed.
+ */
+import type { FrameHeader } from '../../protocol/frame.ts';
+import type { Mark } from '../../protocol/marks.ts';
+import { foldFrame, type MirrorState, type StreamRecord } from '../replication/stream-record.ts';
+
+/** Nothing is known of the disks: no point until their mirrors end. */
+export const unknownRecord = (certain: StreamRecord): StreamRecord => ({
+  ...certain,
+  order: { name: 'held' },
+  disks: certain.disks.map((disk) => ({
+    ...disk,
+    lastRun: 0,
+    mirror: {
+      name: 'needed',
+      kind: 'difference',
+      reason: 'what was known of this time is lost',
+      startBytes: 0,
+      endBytes: disk.sizeBytes,
+    },
+  })),
+});
+
+/** Marks that say nothing of order or mirrors. */
+export const changesRecord = (mark: Mark): boolean =>
+  mark.type !== 'tick' && !('pointId' in mark && 'name' in mark);
+
+/**
+ * The record with one more frame of the history.
+ * @param framesLeft mirror frames of this time may have left the journal
+ */
+export function assumeMark(
+  record: StreamRecord,
+  header: FrameHeader,
+  mark: Mark | null,
+  framesLeft: boolean,
+): StreamRecord {
+  if (!framesLeft || !mark) return foldFrame(record, header, mark);
+  if (mark.type === 'mirrorStart') {
+    // A run is only begun for a need; one that the marks don't show (a disk that grew) is taken from the run itself.
+    const { kind, reason, startBytes, endBytes } = mark;
+    const need: MirrorState = { name: 'needed', kind, reason, startBytes, endBytes };
+    return foldFrame(
+      withMirror(record, mark.disk, (mirror) =>
+        mirror.name === 'running' && mirror.run === mark.run ? mirror : need,
+      ),
+      header,
+      mark,
+    );
+  }
+  if (mark.type === 'mirrorEnd') {
+    return foldFrame(
+      withMirror(record, mark.disk, (mirror) =>
+        mirror.name === 'running' && mirror.run === mark.run
+          ? { ...mirror, cursorBytes: mirror.endBytes }
+          : mirror,
+      ),
+      header,
+      mark,
+    );
+  }
+  return foldFrame(record, header, mark);
+}
+
+const withMirror = (
+  record: StreamRecord,
+  disk: number,
+  change: (mirror: MirrorState) => MirrorState,
+): StreamRecord => ({
+  ...record,
+  disks: record.disks.map((one) =>
+    one.index === disk ? { ...one, mirror: change(one.mirror) } : one,
+  ),
+});
