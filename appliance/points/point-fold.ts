@@ -20,9 +20,7 @@ export type GapKind =
   /** A large batch of writes was cut, or comes a second time. */
   | 'repetition'
   /** Frames of the history are not there any more. */
-  | 'missing'
-  /** The index was lost and could not tell. */
-  | 'unknown';
+  | 'missing';
 
 export interface GapReason {
   kind: GapKind;

@@ -125,7 +125,8 @@ export class PointIndex {
         this.#entries.push(newest);
       }
     } else {
-      if (span?.name === 'gap') span.toMs = wallMs;
+      // Frames that have left before it was made again belong to it too.
+      if (span?.name === 'gap') Object.assign(span, { toSeq: seq - 1, toMs: wallMs });
       if (this.#newest) this.#entries.push(this.#newest);
       this.#spans.push({
         name: 'stretch',
@@ -151,6 +152,7 @@ export class PointIndex {
       span.crossable &&= kept;
       return;
     }
+    if (span?.name === 'gap') span.toSeq = seq - 1;
     this.#spans.push({
       name: 'gap',
       fromSeq: seq,
@@ -167,6 +169,11 @@ export class PointIndex {
   holeBefore(): void {
     const span = this.#spans.at(-1);
     if (span?.name === 'gap') span.crossable = false;
+  }
+
+  /** What the next frame is judged by, when it is known from elsewhere. */
+  standAt(state: PointState): void {
+    this.#state = state;
   }
 
   /** The newest frames, up to `seq`, have left already: they were a mirror's. */

@@ -6,17 +6,21 @@ import type { FrameHeader } from '../../protocol/frame.ts';
 import type { Mark } from '../../protocol/marks.ts';
 import { foldFrame, type MirrorState, type StreamRecord } from '../replication/stream-record.ts';
 
-/** Nothing is known of the disks: no point until their mirrors end. */
-export const unknownRecord = (certain: StreamRecord): StreamRecord => ({
+/**
+ * What holds before the history's first frame when nothing says so: no point until the disks' mirrors end.
+ * @param firstSeq that frame; before frame 1 of a journal there was nothing
+ */
+export const unknownRecord = (certain: StreamRecord, firstSeq: number): StreamRecord => ({
   ...certain,
+  seq: firstSeq - 1,
   order: { name: 'held' },
   disks: certain.disks.map((disk) => ({
     ...disk,
     lastRun: 0,
     mirror: {
       name: 'needed',
-      kind: 'difference',
-      reason: 'what was known of this time is lost',
+      kind: firstSeq === 1 ? 'full' : 'difference',
+      reason: firstSeq === 1 ? 'first mirror' : 'what was known of this time is lost',
       startBytes: 0,
       endBytes: disk.sizeBytes,
     },

@@ -96,7 +96,8 @@ export class PointStore {
       if (!/^points-\d{16}\.json$/.test(name)) continue;
       const page = await readPage(join(dir, name));
       const last = pages.at(-1);
-      const fits = page && (!last || page.firstSeq === last.lastSeq + 1);
+      const fits =
+        page && (last ? page.firstSeq === last.lastSeq + 1 : page.firstSeq <= history.oldestSeq);
       // Behind a page that is missing or damaged, and behind the journal's end, nothing is known.
       if (fits && page.lastSeq <= history.durableSeq) pages.push(page);
       else await unlink(join(dir, name));
@@ -126,13 +127,15 @@ export class PointStore {
     certain: StreamRecord,
   ): Promise<void> {
     const from = known ? known.seq + 1 : history.oldestSeq;
-    let record = known ?? unknownRecord(certain);
+    let record = known ?? unknownRecord(certain, from);
     if (!known) {
       this.#firstSeq = from;
       // With nothing in the history that could have changed it, it was then as it is at the certain frame.
       if (!(await this.#changes(history, from, certain.seq)))
         record = { ...certain, seq: from - 1 };
     }
+    // Whether the history begins within a repetition is known at the first tick: it says that all has been sent.
+    let unsure = !known && from > 1;
     let last = from - 1;
     for await (const { header, frame } of history.headers(from)) {
       const mark = frame && header.kind === 'mark' ? readMark(header, frame) : null;
@@ -141,6 +144,14 @@ export class PointStore {
       if (last < certain.seq && certain.seq < seq) record = certain;
       record = seq === certain.seq ? certain : assumeMark(record, header, mark, seq < certain.seq);
       if (seq !== last + 1) this.index.holeBefore();
+      if (unsure) {
+        unsure = mark?.type !== 'tick' && mark?.type !== 'epochStart';
+        this.index.standAt({
+          ...this.index.state,
+          epoch: header.epoch,
+          reachedPos: unsure ? Number.MAX_SAFE_INTEGER : header.capturePos,
+        });
+      }
       last = seq;
       this.add(header, mark, record);
       if (this.full) await this.seal(record);

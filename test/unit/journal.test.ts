@@ -263,3 +263,130 @@ t.test(
     await journal.close();
   },
 );
+
+t.test(
+  'history leaves by age, counted from the newest frame, and by size; both at once',
+  async (t) => {
+    const dir = await tempDir(t);
+    const HOUR = 3_600_000;
+    let now = 1_000 * HOUR;
+    const { journal } = await openJournal(dir, {
+      limitBytes: 1 << 20,
+      maxAgeMs: 3 * HOUR,
+      now: () => now,
+    });
+    for (let seq = 1; seq <= 10; seq++) {
+      await add(journal, seq, seq);
+      await journal.applied(seq);
+      now += HOUR;
+    }
+    // One segment an hour: 10 is the newest, 7 is three hours older.
+    t.equal(journal.oldestSeq, 7);
+    t.equal(journal.history().length, 4);
+    now += 100 * HOUR;
+    await journal.trim();
+    t.equal(journal.oldestSeq, 7, 'a source that is away keeps its history');
+    journal.keepFromSeq = 6;
+    await add(journal, 11, 11);
+    await journal.applied(11);
+    t.equal(journal.oldestSeq, 7, 'behind the oldest checkpoint nothing leaves by its age');
+    journal.keepFromSeq = 10;
+    await journal.trim();
+    t.equal(journal.oldestSeq, 10, 'before it everything that is too old does');
+    journal.retention = { limitBytes: 800, maxAgeMs: 3 * HOUR };
+    await journal.trim();
+    t.equal(journal.oldestSeq, 11, 'a limit by size holds behind the checkpoint too');
+    await journal.close();
+  },
+);
+
+t.test('blocks read again are history; mirror frames are not', async (t) => {
+  const { journal } = await openJournal(await tempDir(t), { segmentBytes: 2000 });
+  for (let seq = 1; seq <= 12; seq++) {
+    const run = seq % 3 === 0 ? 0 : 5;
+    const frame = await makeFrame(seq, seq % 3 === 1 ? 'stream' : 'mirror', 600, run);
+    await journal.append(checkFrame(frame), frame);
+    await journal.settle();
+  }
+  await journal.applied(12);
+  const left: number[] = [];
+  for await (const { header } of journal.headers(1)) left.push(header.seq);
+  t.same(left, [1, 3, 4, 6, 7, 9, 10, 12]);
+  await t.rejects(readAll(journal), { code: 'UND_HISTORY_GONE' });
+  await journal.close();
+});
+
+t.test(
+  'a journal of before, which kept blocks read again with the mirrors, opens and is read',
+  async (t) => {
+    const dir = await tempDir(t);
+    const frames = await Promise.all(
+      range(1, 6).map((seq) => makeFrame(seq, seq === 4 ? 'mirror' : 'stream', 600, 0)),
+    );
+    await openJournal(dir).then(({ journal }) => journal.close());
+    const of = (...seqs: number[]) => Buffer.concat(seqs.map((seq) => frames[seq - 1]!));
+    await writeFile(join(dir, 's-0000000000000001.seg'), of(1, 2, 3, 5, 6));
+    await writeFile(join(dir, 'm-0000000000000004.seg'), of(4));
+    const { journal, recovered } = await openJournal(dir);
+    t.same(recovered, range(1, 6));
+    await add(journal, 7, 8);
+    t.same(await readAll(journal), range(1, 8));
+    await journal.close();
+  },
+);
+
+t.test('verify goes on behind every fault and names them all', async (t) => {
+  const dir = await tempDir(t);
+  const { journal } = await openJournal(dir, { segmentBytes: 5000 });
+  await add(journal, 1, 30, (seq) => (seq % 10 === 0 ? 'mirror' : 'stream'));
+  await journal.applied(24);
+  t.same((await journal.verify([{ fromSeq: 21, toSeq: 24 }])).faults, []);
+  const segments = (await readdir(dir)).filter((name) => name.startsWith('s-')).sort();
+  const frameBytes = 720;
+  const damage = async (name: string, at: number, bytes: Buffer) => {
+    const handle = await open(join(dir, name), 'r+');
+    await handle.write(bytes, 0, bytes.length, at);
+    await handle.close();
+  };
+  // The header of the second frame, a payload byte of the fifth, and all of a later segment's first two frames.
+  await damage(segments[0]!, frameBytes + 8, Buffer.alloc(4, 0xff));
+  await damage(segments[0]!, 4 * frameBytes + 300, Buffer.from([0xff]));
+  await damage(segments[2]!, 0, Buffer.alloc(2 * frameBytes, 0xaa));
+  // A frame that is cut out of the segment in the middle is a gap, and no bad byte.
+  const path = join(dir, segments[1]!);
+  const whole = await readFile(path);
+  await writeFile(
+    path,
+    Buffer.concat([whole.subarray(0, frameBytes), whole.subarray(2 * frameBytes)]),
+  );
+  const report = await journal.verify([
+    { fromSeq: 1, toSeq: 9 },
+    { fromSeq: 11, toSeq: 19 },
+    { fromSeq: 21, toSeq: 24 },
+  ]);
+  const named = report.faults.map(({ segment, offsetBytes, reason }) => [
+    segments.indexOf(segment),
+    offsetBytes,
+    reason.replace(/^.*checksum.*$/i, 'checksum'),
+  ]);
+  t.ok(
+    named.some(([segment, at]) => segment === 0 && at === frameBytes),
+    'the bad header',
+  );
+  t.ok(
+    named.some(([segment, at]) => segment === 0 && at === 4 * frameBytes),
+    'the bad payload',
+  );
+  t.ok(
+    named.some(([segment, at]) => segment === 2 && at === 0),
+    'the rubbish',
+  );
+  t.ok(
+    named.some(([segment, , reason]) => segment === 1 && /^frame \d+ is missing/.test(`${reason}`)),
+    'the gap',
+  );
+  t.equal(report.faultCount, report.faults.length);
+  t.ok(report.frames > 15, 'what is whole is read nevertheless');
+  t.equal(report.lastSeq, 30);
+  await journal.close();
+});
