@@ -18,6 +18,8 @@ export interface AgentPaths {
   /** Pinned BPF programs and maps. */
   pinDir: string;
   runDir: string;
+  /** The user's own hook scripts; made by the user, and left alone by an uninstallation. */
+  hooksDir: string;
 }
 
 export const UNIT_NAME = 'understudy-agent.service';
@@ -29,6 +31,7 @@ export const agentPaths = (root = ''): AgentPaths => ({
   unitFile: `${root}/etc/systemd/system/${UNIT_NAME}`,
   pinDir: `${root}/sys/fs/bpf/understudy`,
   runDir: `${root}/run/understudy-agent`,
+  hooksDir: `${root}/etc/understudy-agent/hooks.d`,
 });
 
 /** Every path that an installed or half-installed agent may have left, the ones to remove first first. */

@@ -10,7 +10,7 @@ import { join } from 'node:path';
 import { type ControlMessage, type ControlOf, toErrorMessage } from '../protocol/control.ts';
 import { asUndError, type UndError, undError } from '../protocol/errors.ts';
 import { EXTENT_BYTES, type FrameExtent, packFrame, packMark } from '../protocol/frame.ts';
-import type { Mark } from '../protocol/marks.ts';
+import type { HookReport, Mark } from '../protocol/marks.ts';
 import type {
   BlockReader,
   Capture,
@@ -23,6 +23,8 @@ import { runReread } from './mirror/reread.ts';
 import { SwapAreas } from './mirror/swap-areas.ts';
 import { type Span, Touched } from './mirror/touched.ts';
 import { Window } from './queue/window.ts';
+import { type PointTaken, PointTaker } from './quiesce/point-taker.ts';
+import type { QuiesceRequest } from './quiesce/quiesce.ts';
 import { decideResume, type Remembered } from './send/resume.ts';
 import { TokenBucket } from './send/token-bucket.ts';
 
@@ -49,6 +51,8 @@ export interface SourceStreamOptions {
   unneeded?(devicePath: string, sizeBytes: number): Promise<Span[]>;
   /** Sorted spans of a disk that are active swap, without the header pages. */
   activeSwap?(devicePath: string, sizeBytes: number): Promise<Span[]>;
+  /** Brings the applications to rest around a mark; agent/quiesce/quiesce.ts. Without it points are crash-consistent. */
+  quiesce?(request: QuiesceRequest): Promise<HookReport[]>;
   log?(level: 'info' | 'warning' | 'error', text: string): void;
   consumerTimeoutMs?: number;
   windowBytes?: number;
@@ -62,7 +66,12 @@ const FRAME_BYTES = 512 * 1024;
 const FRAME_MS = 20;
 /** A batch that would make a larger frame is cut; see docs/stream.md for what that means. */
 const FRAME_MAX_BYTES = 6 * 1024 * 1024;
-const STATUS_MS = 1_000;
+/** A little less than a second: with a late timer, too, there is a clock mark in each second. */
+const STATUS_MS = 900;
+/** Under load the data's own clock says when a mark is due, also when the stream is far behind. */
+const CLOCK_MARK_NS = 500_000_000n;
+/** Moments whose records are still in the ring; more than a ring ever holds seconds of. */
+const MAX_PROOFS = 4_096;
 const RETRY_MIN_MS = 3_000;
 const RETRY_MAX_MS = 60_000;
 const MIRROR_RETRY_MS = 10_000;
@@ -139,9 +148,33 @@ export class SourceStream {
           this.#job = undefined;
         }).catch((error) => this.#failed(message.jobId, error));
         return;
+      case 'takePoint':
+        if (this.#link) this.#takePoint(message, this.#link);
+        return;
       default:
         this.#session?.control(message);
     }
+  }
+
+  /** Not awaited: hooks may take a minute. Answers on the link that asked: on another one nobody waits for it. */
+  #takePoint(ask: ControlOf<'takePoint'>, link: StreamLink): void {
+    const answer = (
+      given: Pick<ControlOf<'pointTaken'>, 'seq' | 'point' | 'postHooks' | 'error'>,
+    ) => {
+      if (!link.closed) link.send({ type: 'pointTaken', requestId: ask.requestId, ...given });
+    };
+    const take = async () => {
+      if (this.#session && this.#job?.jobId === ask.jobId) return this.#session.takePoint(ask);
+      throw undError('UND_POINT_FAILED', {
+        job: ask.jobId,
+        reason: 'the agent has no stream of it',
+      });
+    };
+    take().then(answer, (error) => {
+      const coded = asUndError(error);
+      this.#options.log?.('warning', coded.message);
+      answer({ error: toErrorMessage(coded) });
+    });
   }
 
   /** With `unpin` the capture is taken off the disks, else it goes on in the kernel. */
@@ -234,7 +267,10 @@ class Session {
   /** All writes issued before it are in frames that are numbered. */
   #bootNs = 0n;
   #wallOffsetNs = 0n;
-  #proof: { bootNs: bigint; pos: number } | undefined;
+  /** Moments, and where in the ring the records from before each of them end. */
+  #proofs: Array<{ bootNs: bigint; pos: number }> = [];
+  #clockMarkNs = 0n;
+  readonly #points: PointTaker;
   #order: Order = { name: 'held' };
   #resumeDelayMs = RESUME_MIN_MS;
   #lastLostMs = 0;
@@ -278,6 +314,12 @@ class Session {
     this.#swap = new SwapAreas(join(options.runDir, `swap-${job.jobId}.json`));
     this.#releasedPos = Number(start.consumerPos);
     this.#bucket = new TokenBucket(job.bandwidthLimitBytesPerSec, performance.now());
+    this.#points = new PointTaker({
+      jobName: job.jobId,
+      devicePaths: () => this.#job.disks.map(({ devicePath }) => devicePath),
+      putMark: () => this.#capture.mark(),
+      quiesce: options.quiesce,
+    });
   }
 
   static async start(options: SourceStreamOptions, job: Job, died: () => void): Promise<Session> {
@@ -560,15 +602,22 @@ class Session {
         const reason = mode.mode === 'tracking' ? trackingReason(mode.reason) : UNKNOWN_LOSS;
         this.#loseOrder(reason, 'dirty');
       }
+      await this.#points.known(batch);
       this.#takeBatch(batch);
     }
     if (!this.#signal.aborted) throw new Error('the capture ended');
   }
 
   #takeBatch(batch: CaptureBatch): void {
+    const first = batch.records[0];
+    if (first && first.bootNs - this.#clockMarkNs >= CLOCK_MARK_NS) this.#flush();
     this.#batchEndPos = Number(batch.endPos);
+    let pointMark: CaptureBatch['records'][number] | undefined;
     for (const record of batch.records) {
-      if (record.kind === 'mark') continue;
+      if (record.kind === 'mark') {
+        pointMark = record;
+        continue;
+      }
       if (record.kind === 'opaque') {
         this.#loseOrder(
           `a pass-through command went to disk ${record.disk}`,
@@ -598,15 +647,12 @@ class Session {
     }
     this.#consumedPos = Number(batch.endPos);
     this.#openEndPos = this.#consumedPos;
+    if (pointMark) this.#placePoint(pointMark, pointMark === batch.records.at(-1));
     if (this.#open) {
       if (this.#open.bytes >= FRAME_BYTES) this.#flush();
       else this.#frameTimer ??= setTimeout(() => this.#flush(), FRAME_MS);
     }
-    if (this.#proof && this.#consumedPos >= this.#proof.pos) {
-      const { bootNs } = this.#proof;
-      this.#proof = undefined;
-      this.#tick(bootNs);
-    }
+    this.#proveClock(this.#consumedPos);
     this.#window!.poke();
   }
 
@@ -643,6 +689,9 @@ class Session {
     this.#window!.push(meta.capturePos, open.bytes, (seq) =>
       packFrame({ ...meta, kind: 'stream', seq }, open.extents, compression),
     );
+    if (this.#order.name === 'held' && this.#bootNs - this.#clockMarkNs >= CLOCK_MARK_NS) {
+      this.#tick(this.#bootNs);
+    }
   }
 
   #advance(bootNs: bigint): void {
@@ -680,10 +729,45 @@ class Session {
     await this.#window!.until(() => acked, signal);
   }
 
+  /** All records before `pos` are taken: the newest moment of which that is all gets a clock mark. */
+  #proveClock(pos: number): void {
+    let proven: bigint | undefined;
+    while (this.#proofs[0] && this.#proofs[0].pos <= pos) {
+      proven = this.#proofs.shift()!.bootNs;
+    }
+    if (proven !== undefined) this.#tick(proven);
+  }
+
   #tick(bootNs: bigint): void {
     this.#flush();
+    const written = this.#bootNs > this.#clockMarkNs;
     this.#advance(bootNs);
-    if (this.#attached) this.#mark({ type: 'tick' });
+    // A source that is idle while the link is away needs none: they would only fill the window.
+    if (this.#bootNs <= this.#clockMarkNs || !(this.#attached || written)) return;
+    this.#clockMarkNs = this.#bootNs;
+    this.#mark({ type: 'tick' });
+  }
+
+  /** A batch is done: a point asked for by the mark in it is here. `exact`: nothing of the batch lies behind the mark. */
+  #placePoint({ markId, bootNs }: { markId?: bigint; bootNs: bigint }, exact: boolean): void {
+    this.#points.at(markId, exact, (mark) => {
+      if (this.#order.name === 'lost') throw new Stopped(this.#order.reason);
+      this.#flush();
+      this.#advance(bootNs);
+      return this.#mark(mark);
+    });
+  }
+
+  /** @throws UND_POINT_FAILED */
+  async takePoint(ask: ControlOf<'takePoint'>): Promise<PointTaken> {
+    const order = this.#order;
+    const reason = this.#attached
+      ? order.name === 'lost'
+        ? order.reason
+        : null
+      : 'the stream is not being sent';
+    if (reason !== null) throw undError('UND_POINT_FAILED', { job: ask.jobId, reason });
+    return this.#points.take(ask.requestId, ask.name, ask.quiesce);
   }
 
   // ---- order ---------------------------------------------------------------------------------------------------
@@ -711,6 +795,7 @@ class Session {
     for (const mirror of this.#mirrors.values()) mirror.abort.abort(new Stopped(reason));
     const lost: Order = { name: 'lost', reason, disks, markSeq: 0 };
     this.#order = lost;
+    this.#proofs = [];
     lost.markSeq = this.#mark({ type: 'orderLost', reason }, () => this.#resumeOrder());
     this.#tellStatus();
   }
@@ -1066,9 +1151,9 @@ class Session {
     if (status.mode.mode === 'tracking')
       this.#loseOrder(trackingReason(status.mode.reason), 'dirty');
     const pos = Number(status.producerPos);
-    if (this.#attached && this.#order.name === 'held' && status.mode.mode === 'ordered') {
-      if (this.#consumedPos >= pos) this.#tick(status.bootNs);
-      else this.#proof ??= { bootNs: status.bootNs, pos };
+    if (this.#order.name === 'held' && status.mode.mode === 'ordered') {
+      if (this.#proofs.length < MAX_PROOFS) this.#proofs.push({ bootNs: status.bootNs, pos });
+      this.#proveClock(this.#consumedPos);
     }
     this.#tellResized();
     await this.#followSwap();
@@ -1099,6 +1184,7 @@ class Session {
 
   async stop(unpin: boolean): Promise<void> {
     this.#stopping.abort(new Stopped('the stream is stopped'));
+    this.#points.stop(new Stopped('the stream is stopped'));
     clearInterval(this.#statusTimer);
     clearTimeout(this.#frameTimer);
     this.unlink();

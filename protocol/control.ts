@@ -9,6 +9,7 @@
 import Type, { type Static } from 'typebox';
 import { Value } from 'typebox/value';
 import { ERRORS, type ErrorCode, type UndError, undError } from './errors.ts';
+import { ConsistencyPointMark, HookReport } from './marks.ts';
 
 export const PROTOCOL_VERSION = 1;
 export const HEARTBEAT_MS = 5_000;
@@ -88,7 +89,11 @@ export const Hello = message('hello', {
   machine: MachineIdentity,
   /** The agent found that it is a clone or a replica: it says so and takes part in nothing. */
   passive: Nullable(Type.Object({ reason: Text })),
+  /** What this agent understands beyond the first agents: an appliance asks nothing of it that is not here. */
+  features: Type.Optional(Type.Array(Type.String({ maxLength: 64 }), { maxItems: 64 })),
 });
+/** The agent answers `takePoint`. */
+export const FEATURE_POINTS = 'points';
 export const InventoryReply = message('inventory', {
   requestId: Id,
   inventory: Type.Optional(Type.Unknown()),
@@ -134,6 +139,14 @@ export const DiskResized = message('diskResized', {
   jobId: Id,
   disk: Type.Integer({ minimum: 0, maximum: 63 }),
   sizeBytes: Bytes,
+});
+/** The point's mark is in the stream, as frame `seq`; or why there is none. Never a half: the source goes on in any case. */
+export const PointTaken = message('pointTaken', {
+  requestId: Id,
+  seq: Type.Optional(Seq),
+  point: Type.Optional(ConsistencyPointMark),
+  postHooks: Type.Optional(Type.Array(HookReport, { maxItems: 256 })),
+  error: Type.Optional(ErrorMessage),
 });
 export const RenewCertificate = message('renewCertificate', {
   requestId: Id,
@@ -189,6 +202,19 @@ export const StartMirror = message('startMirror', {
   cursorBytes: Bytes,
   skippedBytes: Bytes,
 });
+/** Name of a recovery point, as a person gives it. */
+export const PointName = Type.String({
+  minLength: 1,
+  maxLength: 100,
+  pattern: '^[^\\u0000-\\u001f]*$',
+});
+/** Put a named point into the stream, with the applications at rest if `quiesce`; the point's id is the request's. */
+export const TakePoint = message('takePoint', {
+  requestId: Id,
+  jobId: Id,
+  name: PointName,
+  quiesce: Type.Boolean(),
+});
 /** The job ends on this source. The capture is taken off the disks. */
 export const StopJob = message('stopJob', { jobId: Id, reason: Text });
 export const Ack = message('ack', { jobId: Id, seq: Seq, capturePos: Bytes });
@@ -231,6 +257,7 @@ const SCHEMAS = {
   needEpoch: NeedEpoch,
   notice: Notice,
   ping: Ping,
+  pointTaken: PointTaken,
   pong: Pong,
   refused: Refused,
   renewCertificate: RenewCertificate,
@@ -238,6 +265,7 @@ const SCHEMAS = {
   startMirror: StartMirror,
   status: Status,
   stopJob: StopJob,
+  takePoint: TakePoint,
   tuneJob: TuneJob,
   uninstall: Uninstall,
   uninstalled: Uninstalled,

@@ -598,6 +598,11 @@ export const ERRORS = {
     hint: 'Check that the appliance runs and that this computer reaches it, then try again.',
     httpStatus: 503,
   },
+  UND_POINT_FAILED: {
+    message: 'No recovery point of job {job} was taken: {reason}.',
+    hint: 'The source server goes on undisturbed. Remove the reason and take the point again.',
+    httpStatus: 409,
+  },
   UND_POOL_LOW: {
     message:
       'Storage pool {pool} is nearly full: {availableBytes} bytes free, {neededBytes} are kept free. Applying to job {job} is held.',

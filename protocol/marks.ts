@@ -18,7 +18,7 @@ export const EpochStartMark = Type.Object({
   captureId: Type.String({ maxLength: 128 }),
   bootId: Type.String({ maxLength: 64 }),
 });
-/** Nothing was written up to the frame's clock: the source is idle, not lost. */
+/** A clock mark: whatever was issued on the source before the frame's clock lies before it. At least one each second. */
 export const TickMark = Type.Object({ type: Type.Literal('tick') });
 /**
  * From here on, blocks of this run may follow; it comes again when the run is resumed. All frames before it must be
@@ -48,6 +48,43 @@ export const OrderResumedMark = Type.Object({
   reason: Reason,
 });
 
+/** What one call of a hook script came to. `skipped`: its application does not run on the source. */
+export const HookReport = Type.Object({
+  name: Type.String({ maxLength: 128 }),
+  phase: Type.Union([Type.Literal('pre'), Type.Literal('post')]),
+  outcome: Type.Union([
+    Type.Literal('done'),
+    Type.Literal('skipped'),
+    Type.Literal('failed'),
+    Type.Literal('timed-out'),
+  ]),
+  ms: Type.Number({ minimum: 0 }),
+  /** Its last words. */
+  text: Type.String({ maxLength: 1000 }),
+});
+export type HookReport = Static<typeof HookReport>;
+
+/**
+ * A recovery point that was asked for: everything before this frame, and nothing behind it. `quiesced`: the file
+ * systems were frozen and every pre-hook had succeeded; if that was asked for and did not come about, `reason` says why,
+ * and the point is crash-consistent like any frame boundary. It is a point only if order is held and all disks are
+ * whole here.
+ */
+export const ConsistencyPointMark = Type.Object({
+  type: Type.Literal('consistencyPoint'),
+  pointId: Type.String({ minLength: 1, maxLength: 128 }),
+  name: Type.String({ maxLength: 100 }),
+  quiesced: Type.Boolean(),
+  reason: Type.Union([Reason, Type.Null()]),
+  /** How long writes were held up: from before the first freeze to behind the last thaw. Null: nothing was frozen. */
+  freezeMs: Type.Union([Type.Number({ minimum: 0 }), Type.Null()]),
+  /** Mount points that were frozen. */
+  fileSystems: Type.Array(Type.String({ maxLength: 4096 }), { maxItems: 256 }),
+  /** Of the pre-hooks. */
+  hooks: Type.Array(HookReport, { maxItems: 256 }),
+});
+export type ConsistencyPointMark = Static<typeof ConsistencyPointMark>;
+
 export const Mark = Type.Union([
   EpochStartMark,
   TickMark,
@@ -55,6 +92,7 @@ export const Mark = Type.Union([
   MirrorEndMark,
   OrderLostMark,
   OrderResumedMark,
+  ConsistencyPointMark,
 ]);
 export type Mark = Static<typeof Mark>;
 

@@ -9,13 +9,18 @@ import { helperPath } from './helper.ts';
 export interface Freeze {
   /** Boot-time clock when the last of them was frozen. */
   readonly frozenAtBootNs: bigint;
+  /** Mount points whose type cannot be frozen (vfat, say): they were synced instead. */
+  readonly skipped: string[];
+  /** From before the first freeze to behind the last thaw; null until thawed, or if nobody was left to say. */
+  readonly heldNs: bigint | null;
   /** Thaws; false if the watchdog had to thaw before (then the point is not application-consistent). */
   thaw(): Promise<boolean>;
 }
 
 /**
- * Freezes the file systems in the order given; a separate process with locked memory holds them and thaws at
- * `thaw()`, after `timeoutMs`, or when this process dies. Error: UND_FREEZE_FAILED (all are thawed again).
+ * Syncs the file systems, then freezes them in the order given; two separate processes with locked memory, outside of
+ * this one's control group, hold them and thaw at `thaw()`, `timeoutMs` after the first freeze began, or when this
+ * process dies. Error: UND_FREEZE_FAILED (all are thawed again).
  */
 export async function freeze(
   mountPoints: string[],
@@ -31,15 +36,17 @@ export async function freeze(
   const first = Promise.withResolvers<string>();
   const thawed = Promise.withResolvers<string>();
   const lines = createInterface({ input: child.stdout });
+  const skipped: string[] = [];
   lines.on('line', (line) => {
     if (line.startsWith('thawed')) thawed.resolve(line);
+    else if (line.startsWith('skipped')) skipped.push(line.split(' ').slice(2).join(' '));
     else first.resolve(line);
   });
   child.once('error', (error) => first.reject(error));
   const exited = new Promise<void>((resolve) => child.once('close', () => resolve()));
   void exited.then(() => {
     first.resolve('failed 0 the freezer process ended');
-    thawed.resolve('thawed by its end');
+    thawed.resolve('thawed end');
   });
   const line = await first.promise;
   const [word, number = '0', ...rest] = line.split(' ');
@@ -52,13 +59,20 @@ export async function freeze(
       reason: errno ? getSystemErrorMessage(-errno) : what,
     });
   }
+  const begunNs = BigInt(rest[0] ?? number);
+  let heldNs: bigint | null = null;
   return {
     frozenAtBootNs: BigInt(number),
+    skipped,
+    get heldNs() {
+      return heldNs;
+    },
     async thaw() {
       child.stdin.end('thaw\n');
-      const why = await thawed.promise;
+      const [, why, at] = (await thawed.promise).split(' ');
       await exited;
-      return why === 'thawed asked';
+      if (at && /^\d+$/.test(at)) heldNs = BigInt(at) - begunNs;
+      return why === 'asked';
     },
   };
 }

@@ -10,6 +10,7 @@ import {
   type ControlMessage,
   type ControlOf,
   type ErrorMessage,
+  FEATURE_POINTS,
   HEARTBEAT_MS,
   knownCode,
   type MachineIdentity,
@@ -285,6 +286,7 @@ export class AgentService {
       agentVersion: AGENT_VERSION,
       machine,
       passive: role.role === 'passive' ? { reason: role.reason } : null,
+      features: [FEATURE_POINTS],
     });
     return { welcomed: welcome.promise, ended: end.promise };
   }
@@ -323,9 +325,13 @@ export class AgentService {
         return;
     }
     if (role.role === 'passive' || !this.#stream) {
-      if (message.type !== 'configureJob') return;
       const reason = role.role === 'passive' ? role.reason : 'it is ending';
       const error = undError('UND_AGENT_PASSIVE', { source: 'this machine', reason });
+      if (message.type === 'takePoint') {
+        const { requestId } = message;
+        link.send({ type: 'pointTaken', requestId, error: toErrorMessage(error) });
+      }
+      if (message.type !== 'configureJob') return;
       link.send({ type: 'jobFailed', jobId: message.jobId, error: toErrorMessage(error) });
       return;
     }

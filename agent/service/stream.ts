@@ -5,6 +5,7 @@ import type { AgentPaths } from '../config.ts';
 import { activeSwap, findUnneeded } from '../mirror/unneeded.ts';
 import { SourceStream } from '../source-stream.ts';
 import type { Log } from './log.ts';
+import { createQuiesce } from './quiesce.ts';
 import type { Stream } from './run.ts';
 
 /** @param helperPath the capture helper of this build, or undefined to look for one at the first use */
@@ -16,6 +17,7 @@ export function createStream(paths: AgentPaths, helperPath: string | undefined, 
     pinDir: paths.pinDir,
     runDir: paths.runDir,
     activeSwap,
+    quiesce: createQuiesce(paths, helper),
     unneeded: (devicePath, sizeBytes) =>
       findUnneeded(devicePath, sizeBytes, {
         openReader: (path) => openBlockReader(path, helper),

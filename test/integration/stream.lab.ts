@@ -57,6 +57,7 @@ export class ScriptedKernel {
   dirty: Array<Set<number>> = [];
   taken: Array<Set<number>> = [];
   drops = 0;
+  marks = 0n;
   inFlight = new Set<Promise<void>>();
   readonly files: FileHandle[] = [];
   readonly paths: string[] = [];
@@ -233,7 +234,11 @@ class ScriptedCapture implements Capture {
       for (let at = from; at < kernel.ring.length && bytes < 256 * 1024; at++) {
         const entry = kernel.ring[at]!;
         if (entries.length > 0 && entry.lost !== entries[0]!.lost) break;
+        // As the helper: no batch spans more than half a second, and a mark ends its batch.
+        const spanNs = entry.record.bootNs - (entries[0] ?? entry).record.bootNs;
+        if (spanNs > 500_000_000n) break;
         entries.push(entry);
+        if (entry.record.kind === 'mark') break;
         bytes += entry.endPos - entry.startPos;
       }
       this.#readPos = entries.at(-1)!.endPos;
@@ -304,7 +309,13 @@ class ScriptedCapture implements Capture {
   }
 
   async mark(): Promise<bigint> {
-    return 0n;
+    const pos = BigInt(this.#kernel.producerPos);
+    const markId = ++this.#kernel.marks;
+    this.#kernel.put(
+      { kind: 'mark', disk: -1, offsetBytes: 0, lengthBytes: 0, bootNs: bootNs(), pos, markId },
+      64,
+    );
+    return markId;
   }
 
   async dirtyExtents(disk: number): Promise<Extent[]> {

@@ -38,6 +38,7 @@
 #define CONTROL 3
 #define BPF_FS 0xcafe4a11
 #define BATCH_BYTES (2u << 20)
+#define BATCH_SPAN_NS 500000000ull
 #define MAX_PIECES 8192
 #define RECORD_BYTES (1u << 20)
 #define BARRIER_LIMIT_NS (120ull * 1000000000ull)
@@ -836,6 +837,7 @@ static int pump_once(int force) {
   u64 pos = read_pos, prod = producer_pos(), cut = pos, p = pos, bytes = 0;
   int n = 0, cut_n = 0, lost = 0, full = 0;
   u32 open = 0;
+  u64 first_boot = 0;
   while (p < prod) {
     u32 header;
     u64 next;
@@ -848,6 +850,11 @@ static int pump_once(int force) {
       if (l != lost || n == MAX_PIECES || bytes >= BATCH_BYTES || (pos < resumed && p >= resumed)) {
         full = 1;
         break;
+      }
+      /* Nor a long time: the end of a batch is a moment that the source can be recovered to. */
+      if (r->kind != CAP_DONE) {
+        if (!first_boot) first_boot = r->boot_ns;
+        if (n && !open && r->boot_ns > first_boot + BATCH_SPAN_NS) break;
       }
       items[n].rec = r;
       items[n++].pos = p;
@@ -863,6 +870,8 @@ static int pump_once(int force) {
     }
     p = next;
     if (!open) cut = p, cut_n = n;
+    /* A mark ends its batch where it can: the reader of the stream can then begin again right behind it. */
+    if (!open && !(header & (1u << 30)) && r->kind == CAP_MARK) break;
   }
   if (p == pos) return 0;
   if (cut == pos) {
