@@ -31,6 +31,7 @@ import { IdentityService } from './identity/identity-service.ts';
 import type { DiskLocator } from './jobs/disk-locator.ts';
 import { endedJob, jobHandle } from './jobs/job-handle.ts';
 import { JobService } from './jobs/job-service.ts';
+import { PointService } from './jobs/point-service.ts';
 import { type AgentSession, createAgentServer } from './receive/agent-server.ts';
 import { FailoverEngine, type FailoverEngineOptions } from './recovery/engine.ts';
 import type { GuestPreparer } from './recovery/types.ts';
@@ -43,6 +44,7 @@ import { FailoverRecordStore } from './state/failovers.ts';
 import { writeFileDurably } from './state/files.ts';
 import { HostKeyStore } from './state/host-keys.ts';
 import { JobStore } from './state/jobs.ts';
+import { LabelStore } from './state/labels.ts';
 import { PassiveInstanceStore } from './state/passive-instances.ts';
 import { SessionStore } from './state/sessions.ts';
 import { SettingStore } from './state/settings.ts';
@@ -262,6 +264,7 @@ export async function startAppliance(
     identity,
     sources,
     jobs,
+    points: new PointService(jobs, new LabelStore(db)),
     host,
     events,
     failovers: {

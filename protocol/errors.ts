@@ -562,6 +562,11 @@ export const ERRORS = {
     hint: 'Check the journal disk and its free space; the job resumes by itself once it can be written.',
     httpStatus: 500,
   },
+  UND_LABELS_FULL: {
+    message: 'The job has {limit} labels; it can have no more.',
+    hint: 'Remove labels that are no longer of use.',
+    httpStatus: 409,
+  },
   UND_LINK_CLOSED: {
     message: 'The connection was closed: {reason}.',
     hint: 'The agent connects again by itself. If it does not, check the network between source server and appliance.',

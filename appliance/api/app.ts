@@ -24,6 +24,7 @@ import { registerConfigRoutes } from './routes/config.ts';
 import { registerEventRoutes } from './routes/events.ts';
 import { registerFailoverRoutes } from './routes/failovers.ts';
 import { registerJobRoutes } from './routes/jobs.ts';
+import { registerPointRoutes } from './routes/points.ts';
 import { registerSessionRoutes } from './routes/session.ts';
 import { registerSourceRoutes } from './routes/sources.ts';
 import { registerSystemRoutes } from './routes/system.ts';
@@ -203,6 +204,7 @@ export async function registerApi(app: FastifyInstance, services: Services): Pro
   registerSystemRoutes(route, services);
   registerSourceRoutes(route, services);
   registerJobRoutes(route, services);
+  registerPointRoutes(route, services);
   registerFailoverRoutes(route, services);
   registerConfigRoutes(route, services);
   registerEventRoutes(route, services);

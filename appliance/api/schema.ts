@@ -249,6 +249,10 @@ export const Compression = Type.Union([
   Type.Literal('best'),
 ]);
 export type Compression = Static<typeof Compression>;
+/** How far the history goes back from the newest point; null: as far as the size allows. Absent: 24. */
+const HistoryHours = Nullable(Type.Integer({ minimum: 1, maximum: 8784 }));
+/** What the job's journal may take of the journal disk; null or absent: an equal share. */
+const HistoryBytes = Nullable(Type.Integer({ minimum: 1024 ** 3 }));
 export const ProtectRequest = Type.Object({
   sourceId: Id,
   diskIds: Type.Array(Id, { minItems: 1 }),
@@ -259,6 +263,8 @@ export const ProtectRequest = Type.Object({
   memoryBytes: Type.Integer({ minimum: 128 * 1024 * 1024 }),
   compression: Compression,
   bandwidthLimitBytesPerSec: Nullable(Type.Integer({ minimum: 65536 })),
+  historyHours: Type.Optional(HistoryHours),
+  historyBytes: Type.Optional(HistoryBytes),
 });
 export type ProtectRequest = Static<typeof ProtectRequest>;
 export const ProtectPlan = Type.Object({
@@ -345,8 +351,113 @@ export type Job = Static<typeof Job>;
 export const JobSettingsPatch = Type.Object({
   compression: Type.Optional(Compression),
   bandwidthLimitBytesPerSec: Type.Optional(Nullable(Type.Integer({ minimum: 65536 }))),
+  historyHours: Type.Optional(HistoryHours),
+  historyBytes: Type.Optional(HistoryBytes),
 });
 export type JobSettingsPatch = Static<typeof JobSettingsPatch>;
+
+// ---- recovery points ---------------------------------------------------------------------------------------------
+/** All moments of recovery points are of the source's wall clock. */
+const Moment = Type.String({
+  pattern: '^\\d{4}-\\d\\d-\\d\\dT\\d\\d:\\d\\d:\\d\\d(\\.\\d{1,3})?Z$',
+  description: 'ISO 8601 in UTC',
+});
+export const PointLabel = Type.Object({
+  labelId: Id,
+  at: Iso,
+  text: Type.String(),
+  createdBy: Type.String(),
+  createdAt: Iso,
+  recoverable: Type.Boolean({ description: 'its moment lies in a stretch of the history' }),
+});
+export type PointLabel = Static<typeof PointLabel>;
+export const LabelRequest = Type.Object({
+  at: Moment,
+  text: Type.String({ minLength: 1, maxLength: 200 }),
+});
+export type LabelRequest = Static<typeof LabelRequest>;
+export const PointGap = Type.Object({
+  fromSeq: Type.Number(),
+  toSeq: Nullable(Type.Number()),
+  fromAt: Iso,
+  toAt: Nullable(Type.String({ description: 'null: it goes on' })),
+  kind: Type.Union([
+    Type.Literal('first-mirror'),
+    Type.Literal('difference-mirror'),
+    Type.Literal('order-lost'),
+    Type.Literal('draining'),
+    Type.Literal('source-away'),
+    Type.Literal('repetition'),
+    Type.Literal('missing'),
+  ]),
+  reason: Type.String(),
+  crossable: Type.Boolean({ description: 'a replay may run across it' }),
+});
+export type PointGap = Static<typeof PointGap>;
+export const JobPoints = Type.Object({
+  stretches: Type.Array(
+    Type.Object({
+      fromSeq: Type.Number(),
+      toSeq: Type.Number(),
+      fromAt: Iso,
+      toAt: Iso,
+      fromBootMs: Type.Number({ description: "the source's boot-time clock" }),
+      toBootMs: Type.Number(),
+    }),
+    { description: 'every second in one can be recovered; oldest first' },
+  ),
+  gaps: Type.Array(PointGap, { description: 'oldest first; the newest 2000' }),
+  marks: Type.Array(
+    Type.Object({ seq: Type.Number(), at: Iso, pointId: Type.String(), name: Type.String() }),
+    { description: 'application-consistent points' },
+  ),
+  labels: Type.Array(PointLabel),
+  newestAt: Nullable(Iso),
+  history: Nullable(
+    Type.Object({
+      hours: Nullable(Type.Number()),
+      limitBytes: Type.Number(),
+      usedBytes: Type.Number(),
+      oldestSeq: Type.Number(),
+      churnBytesPerSec: Nullable(
+        Type.Number({ description: 'what the history grew by, over the last day at most' }),
+      ),
+      reachMs: Nullable(
+        Type.Number({ description: 'how far back it will reach at this churn; null: not known' }),
+      ),
+      boundBy: Nullable(Type.Union([Type.Literal('hours'), Type.Literal('size')])),
+      warning: Nullable(Type.String()),
+    }),
+  ),
+});
+export type JobPoints = Static<typeof JobPoints>;
+export const JournalCheck = Type.Union([
+  Type.Object({ state: Type.Literal('none') }),
+  Type.Object({
+    state: Type.Literal('running'),
+    startedAt: Iso,
+    readBytes: Type.Number(),
+    totalBytes: Type.Number(),
+  }),
+  Type.Object({
+    state: Type.Literal('done'),
+    startedAt: Iso,
+    endedAt: Iso,
+    frames: Type.Number(),
+    bytes: Type.Number(),
+    faultCount: Type.Number(),
+    faults: Type.Array(
+      Type.Object({
+        segment: Type.String(),
+        offsetBytes: Type.Number(),
+        reason: Type.String(),
+      }),
+      { description: 'the first 1000' },
+    ),
+  }),
+  Type.Object({ state: Type.Literal('failed'), startedAt: Iso, error: ApiError }),
+]);
+export type JournalCheck = Static<typeof JournalCheck>;
 
 // ---- failover ----------------------------------------------------------------------------------------------------
 export const FailoverRequest = Type.Object({
@@ -494,6 +605,11 @@ export type ServerEvent = Static<typeof ServerEvent>;
  * POST   /api/jobs/:id/resume          -> Job
  * POST   /api/jobs/:id/mirror          {diskId?: string} -> Job   (difference mirror on command)
  * DELETE /api/jobs/:id?disks=keep|delete -> 202 Job
+ * GET    /api/jobs/:id/points          -> JobPoints
+ * POST   /api/jobs/:id/labels          LabelRequest -> PointLabel (201)
+ * DELETE /api/jobs/:id/labels/:labelId -> 204
+ * GET    /api/jobs/:id/journal-check   -> JournalCheck      (the last one since the appliance started)
+ * POST   /api/jobs/:id/journal-check   -> JournalCheck (202)
  * POST   /api/jobs/:id/failover        FailoverRequest -> Failover (202)
  * GET    /api/failovers                -> Failover[]
  * GET    /api/failovers/:id            -> Failover

@@ -7,6 +7,7 @@ import type { HostService } from '../control/host-service.ts';
 import type { SourceService } from '../control/source-service.ts';
 import type { IdentityService } from '../identity/identity-service.ts';
 import type { JobService } from '../jobs/job-service.ts';
+import type { PointService } from '../jobs/point-service.ts';
 import type { Failover, SystemInfo } from './schema.ts';
 
 /** What the routes need of the failover engine. */
@@ -28,6 +29,7 @@ export interface Services {
   identity: IdentityService;
   sources: SourceService;
   jobs: JobService;
+  points: PointService;
   failovers: FailoverControl;
   host: HostService;
   backup: BackupService;

@@ -16,6 +16,7 @@ import type { JobDiskRow, JobRow, JobStore } from '../state/jobs.ts';
 import { type DiskLocator, deviceSizeBytes, waitForDisk, waitForSize } from './disk-locator.ts';
 import { jobState, jobView, type LiveFacts } from './job-state.ts';
 import { type JobEvent, nextPhase } from './phase.ts';
+import { streamLimits } from './stream-limits.ts';
 import type { PoolLevel } from './watermark.ts';
 
 const DISK_LIMIT_MS = 60_000;
@@ -97,8 +98,19 @@ export class JobActor {
     return this.#inTurn(async () => {
       this.#save({ ...this.row, settings: { ...this.row.settings, ...patch } });
       this.#stream?.configure(this.#streamSettings());
+      await this.#stream?.setLimits(await this.#limits());
       return this.view();
     });
+  }
+
+  /** The share of the journal disk has changed. */
+  async limitsChanged(): Promise<void> {
+    await this.#stream?.setLimits(await this.#limits());
+  }
+
+  /** The stream, for those who read its history; null while it is not open. */
+  get stream(): ReplicationStream | null {
+    return this.#stream;
   }
 
   pause(): Promise<Job> {
@@ -393,7 +405,7 @@ export class JobActor {
         freshReplica: fresh,
       })),
       settings: this.#streamSettings(),
-      limits: { journalBytes: await this.#c.journalBytes() },
+      limits: await this.#limits(),
       hooks: { onDiskResized: (diskId, sizeBytes) => this.#grow(diskId, sizeBytes) },
     });
     const { phase } = this.row;
@@ -646,6 +658,10 @@ export class JobActor {
 
   get #hypervisor(): Hypervisor {
     return this.#c.host.hypervisor;
+  }
+
+  async #limits() {
+    return streamLimits(this.row.settings, await this.#c.journalBytes());
   }
 
   #streamSettings() {

@@ -15,6 +15,7 @@ import type { AgentSession as StreamSession } from '../receive/agent-server.ts';
 import type { JobRow, JobStore } from '../state/jobs.ts';
 import { type DiskLocator, replicaSerial } from './disk-locator.ts';
 import { JobActor } from './job-actor.ts';
+import { givingWay } from './journal-disk.ts';
 import { planProtection } from './plan.ts';
 import { type PoolLevel, poolLevel } from './watermark.ts';
 
@@ -61,6 +62,8 @@ export class JobService {
     const poll = () => {
       this.#pollPools()
         .catch((error) => this.#o.log.warn({ err: error }, 'the storage pools could not be read'))
+        .then(() => this.#pollJournalDisk())
+        .catch((error) => this.#o.log.warn({ err: error }, 'the journal disk could not be read'))
         .finally(() => {
           this.#poolTimer = setTimeout(poll, this.#o.poolPollMs ?? POOL_POLL_MS);
           this.#poolTimer.unref();
@@ -240,6 +243,27 @@ export class JobService {
   async #journalQuota(): Promise<number> {
     const { blocks, bsize } = await statfs(this.#o.journalDir);
     return Math.floor((blocks * bsize * JOURNAL_SHARE) / Math.max(2, this.#actors.size));
+  }
+
+  /** Shares change as jobs come and go; and the journals' limits together may be more than the disk. */
+  async #pollJournalDisk(): Promise<void> {
+    for (const actor of this.#actors.values()) await actor.limitsChanged();
+    const { blocks, bavail, bsize } = await statfs(this.#o.journalDir);
+    const users = [...this.#actors.values()].flatMap(({ row, stream }) => {
+      if (!stream) return [];
+      const { journalBytes } = stream.state();
+      // The segment that is being written stays.
+      const left = stream.history().segments.slice(0, -1);
+      const historyBytes = left.reduce((sum, { bytes }) => sum + bytes, 0);
+      return [{ jobId: row.jobId, journalBytes, historyBytes }];
+    });
+    const disk = { totalBytes: blocks * bsize, freeBytes: bavail * bsize };
+    for (const jobId of givingWay(disk, users, await this.#journalQuota())) {
+      const actor = this.#actors.get(jobId);
+      if (!(await actor?.stream?.makeRoom())) continue;
+      this.#o.log.warn({ jobId }, 'the journal disk runs short: the oldest history leaves');
+      break;
+    }
   }
 
   async #pollPools(): Promise<void> {

@@ -117,4 +117,16 @@ export const MIGRATIONS: readonly string[] = [
     source_id TEXT NOT NULL REFERENCES sources(source_id) ON DELETE CASCADE
   ) STRICT;
   `,
+  // Names that people give to moments of a job's history.
+  `
+  CREATE TABLE point_labels (
+    label_id TEXT PRIMARY KEY,
+    job_id TEXT NOT NULL REFERENCES jobs(job_id) ON DELETE CASCADE,
+    at TEXT NOT NULL,
+    text TEXT NOT NULL,
+    created_by TEXT NOT NULL,
+    created_at TEXT NOT NULL
+  ) STRICT;
+  CREATE INDEX point_labels_job ON point_labels(job_id, at);
+  `,
 ];

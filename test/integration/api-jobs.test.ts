@@ -6,8 +6,11 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import t from 'tap';
 import type {
+  AuditEntry,
   Failover,
   Job,
+  JobPoints,
+  JournalCheck,
   ProtectPlan,
   ProtectRequest,
   Source,
@@ -146,6 +149,58 @@ t.test('writes are replicated; settings change while it runs', async (t) => {
     bandwidthLimitBytesPerSec: 10 * MIB,
   });
   t.match(patched.settings, { compression: 'best', bandwidthLimitBytesPerSec: 10 * MIB });
+});
+
+t.test('recovery points: stretches and gaps, labels that last, limits that hold', async (t) => {
+  const url = `/api/jobs/${jobId}`;
+  const points = () => lab.call<JobPoints>('GET', `${url}/points`);
+  const before = await points();
+  t.equal(before.stretches.length, 1);
+  t.match(before.gaps, [{ kind: 'first-mirror', reason: 'first mirror' }]);
+  t.ok(before.newestAt! >= before.stretches[0]!.fromAt);
+  t.match(before.history, { hours: 24, churnBytesPerSec: null, boundBy: 'hours', warning: null });
+  t.ok(before.history!.usedBytes > 0);
+
+  const at = before.stretches[0]!.toAt;
+  const made = await lab.inject('POST', `${url}/labels`, { at, text: 'before the upgrade' });
+  t.equal(made.statusCode, 201, made.body);
+  t.match(made.json(), { at, text: 'before the upgrade', createdBy: 'admin', recoverable: true });
+  const early = { at: '2001-01-01T00:00:00Z', text: 'long ago' };
+  t.match((await lab.inject('POST', `${url}/labels`, early)).json(), { recoverable: false });
+  await lab.restart();
+  await until('the stream to be open', async () => (await points()).stretches.length > 0);
+  const after = await points();
+  t.same(
+    after.labels.map(({ text, recoverable }) => [text, recoverable]),
+    [
+      ['long ago', false],
+      ['before the upgrade', true],
+    ],
+    'labels and the history that they name outlast a restart',
+  );
+  t.equal(after.stretches[0]!.fromSeq, before.stretches[0]!.fromSeq);
+  const gone = await lab.inject('DELETE', `${url}/labels/${after.labels[0]!.labelId}`);
+  t.equal(gone.statusCode, 204);
+  t.match(await lab.inject('DELETE', `${url}/labels/${after.labels[0]!.labelId}`), {
+    statusCode: 404,
+  });
+  t.equal((await points()).labels.length, 1);
+
+  await lab.call('PATCH', url, { historyHours: 2, historyBytes: 2 * 1024 * MIB });
+  t.match((await points()).history, { hours: 2, limitBytes: 2 * 1024 * MIB });
+  await lab.call('PATCH', url, { historyHours: null, historyBytes: null });
+  t.match((await points()).history, { hours: null, reachMs: null, boundBy: null });
+
+  const check = () => lab.call<JournalCheck>('GET', `${url}/journal-check`);
+  t.same(await check(), { state: 'none' });
+  t.equal((await lab.inject('POST', `${url}/journal-check`)).statusCode, 202);
+  await until('the journal to be read back', async () => (await check()).state === 'done');
+  const done = await check();
+  t.match(done, { state: 'done', faultCount: 0, faults: [] });
+  t.ok(done.state === 'done' && done.frames > 3);
+  const acts = (await lab.call<AuditEntry[]>('GET', '/api/audit')).map(({ act }) => act);
+  for (const act of ['job.label', 'job.unlabel', 'job.check-journal']) t.ok(acts.includes(act));
+  await until('the agent to be back', async () => (await sourceState()) === 'online');
 });
 
 t.test('a pause holds intake over a restart of the appliance, and resuming goes on', async (t) => {

@@ -10,6 +10,7 @@ import { EnrolTokenStore } from '../../appliance/state/enrol-tokens.ts';
 import { writeFileDurably } from '../../appliance/state/files.ts';
 import { HostKeyStore } from '../../appliance/state/host-keys.ts';
 import { type JobRow, JobStore } from '../../appliance/state/jobs.ts';
+import { type LabelRow, LabelStore } from '../../appliance/state/labels.ts';
 import { PassiveInstanceStore } from '../../appliance/state/passive-instances.ts';
 import { SettingStore } from '../../appliance/state/settings.ts';
 import { type SourceRow, SourceStore } from '../../appliance/state/sources.ts';
@@ -64,6 +65,37 @@ t.test('the state file survives being closed, and is not of a newer version', as
   again.exec(`PRAGMA user_version = ${SCHEMA_VERSION + 1}`);
   again.close();
   t.throws(() => openDatabase(path), /newer appliance/);
+});
+
+t.test('labels of a job, by their moment; they end with it', async (t) => {
+  const db = openDatabase(':memory:');
+  const labels = new LabelStore(db);
+  new SourceStore(db).put(source);
+  new JobStore(db).put(job);
+  const label = (labelId: string, at: string): LabelRow => ({
+    labelId,
+    jobId: 'j1',
+    at,
+    text: `label ${labelId}`,
+    createdBy: 'admin',
+    createdAt: NOW,
+  });
+  labels.add(label('b', '2026-02-01T00:00:00.000Z'));
+  labels.add(label('a', '2026-01-01T00:00:00.000Z'));
+  t.same(
+    labels.list('j1').map(({ labelId }) => labelId),
+    ['a', 'b'],
+  );
+  t.same(labels.list('j1')[0], label('a', '2026-01-01T00:00:00.000Z'));
+  t.throws(() => labels.remove('j2', 'a'), { code: 'UND_NOT_FOUND' });
+  labels.remove('j1', 'a');
+  new JobStore(db).put({ ...job, provenBootableAt: NOW });
+  t.equal(labels.list('j1').length, 1, 'a job that is saved keeps them');
+  for (let n = 1; n < 1000; n++) labels.add(label(String(n), NOW));
+  t.throws(() => labels.add(label('one more', NOW)), { code: 'UND_LABELS_FULL' });
+  new JobStore(db).remove('j1');
+  t.same(labels.list('j1'), []);
+  db.close();
 });
 
 t.test('a transaction is all or nothing, also inside another one', async (t) => {
