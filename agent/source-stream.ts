@@ -7,6 +7,7 @@
 import { randomUUID } from 'node:crypto';
 import { mkdir, readFile, rename, unlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import type { CompareDisks } from '../protocol/compare-disks.ts';
 import { type ControlMessage, type ControlOf, toErrorMessage } from '../protocol/control.ts';
 import { asUndError, type UndError, undError } from '../protocol/errors.ts';
 import { EXTENT_BYTES, type FrameExtent, packFrame, packMark } from '../protocol/frame.ts';
@@ -17,6 +18,7 @@ import type {
   CaptureBatch,
   CaptureEvent,
   CaptureStart,
+  CaptureStatus,
 } from './capture/capture.ts';
 import { CHUNK_BYTES, type MirrorAsk, type MirrorHost, runMirror } from './mirror/mirror-run.ts';
 import { runReread } from './mirror/reread.ts';
@@ -25,6 +27,8 @@ import { type Span, Touched } from './mirror/touched.ts';
 import { Window } from './queue/window.ts';
 import { type PointTaken, PointTaker } from './quiesce/point-taker.ts';
 import type { QuiesceRequest } from './quiesce/quiesce.ts';
+import { LinkMeter } from './send/link-meter.ts';
+import { Order } from './send/order.ts';
 import { decideResume, type Remembered } from './send/resume.ts';
 import { TokenBucket } from './send/token-bucket.ts';
 
@@ -78,15 +82,6 @@ const MIRROR_RETRY_MS = 10_000;
 /** Mirror frames keep so little on the way that a captured write behind them waits no longer than this. */
 const MIRROR_AHEAD_MS = 400;
 const MIRROR_AHEAD_MIN_BYTES = 2 * 1024 * 1024;
-/** After order was lost: wait before trying again, doubled each time it is lost again soon. */
-const RESUME_MIN_MS = 500;
-const RESUME_MAX_MS = 60_000;
-
-/** The stream's own states. `tracking` and what follows are about order; the rest about the connection. */
-type Order =
-  | { name: 'held' }
-  | { name: 'lost'; reason: string; disks: Set<number> | 'all' | 'dirty'; markSeq: number };
-
 /** A connection that the stream is being sent on. */
 interface Attached {
   link: StreamLink;
@@ -271,9 +266,8 @@ class Session {
   #proofs: Array<{ bootNs: bigint; pos: number }> = [];
   #clockMarkNs = 0n;
   readonly #points: PointTaker;
-  #order: Order = { name: 'held' };
-  #resumeDelayMs = RESUME_MIN_MS;
-  #lastLostMs = 0;
+  readonly #order: Order;
+  readonly #linkMeter = new LinkMeter(performance.now());
   #trackers = new Map<number, Set<Touched>>();
   #mirrors = new Map<
     number,
@@ -320,6 +314,24 @@ class Session {
       putMark: () => this.#capture.mark(),
       quiesce: options.quiesce,
     });
+    this.#order = new Order(
+      {
+        capture,
+        disks: () => this.#job.disks,
+        mark: (mark) => this.#mark(mark),
+        ackedSeq: () => this.#window!.firstSeq - 1,
+        until: (condition, signal) => this.#window!.until(condition, signal),
+        consumedPos: () => this.#consumedPos,
+        nearlySent: () => this.#window!.bytes < this.#window!.limitBytes / 4,
+        linkPerSec: () => this.#linkPerSec(),
+        connection: () => this.#attached?.abort.signal ?? null,
+        interruptMirrors: (reason) => this.#interruptMirrors(reason),
+        resumed: () => this.#nextMirror(),
+        changed: () => this.#tellStatus(),
+        log: (level, text) => this.#log(level, text),
+      },
+      this.#stopping.signal,
+    );
   }
 
   static async start(options: SourceStreamOptions, job: Job, died: () => void): Promise<Session> {
@@ -346,7 +358,7 @@ class Session {
     capture.onEvent((event) => session.#onEvent(event));
     for (const event of early) session.#onEvent(event);
     capture.onModeChange((mode) => {
-      if (mode.mode === 'tracking') session.#loseOrder(trackingReason(mode.reason), 'dirty');
+      if (mode.mode === 'tracking') session.#loseOrder(trackingReason(mode.reason));
     });
     return session;
   }
@@ -405,8 +417,8 @@ class Session {
       }
       this.#begin(job, decision.kind === 'capture' ? decision.fromPos : null);
       // The agent before this one may have died between the loss and the naming of the disks that missed writes.
-      if (decision.kind === 'capture' && typeof job.orderLost === 'string') {
-        this.#loseOrder(job.orderLost, 'all');
+      if (decision.kind === 'capture' && job.orderLost) {
+        this.#loseOrder(job.orderLost.reason, job.orderLost.compare);
       }
     } else {
       this.#acked(decision.fromSeq - 1);
@@ -418,7 +430,7 @@ class Session {
       streamEpoch: job.streamEpoch,
       nextSeq: job.durable.seq + 1,
     });
-    this.#resumeOrder();
+    this.#order.poke();
     this.#reread();
   }
 
@@ -441,7 +453,7 @@ class Session {
       this.#release(fromPos);
     }
     const mode = this.#capture.mode();
-    if (mode.mode === 'tracking') this.#loseOrder(trackingReason(mode.reason), 'dirty');
+    if (mode.mode === 'tracking') this.#loseOrder(trackingReason(mode.reason));
     this.#consumer = this.#consume().catch((error) => {
       if (this.#signal.aborted) return;
       this.#log('error', `the capture cannot be read: ${asUndError(error).message}`);
@@ -545,13 +557,17 @@ class Session {
   }
 
   #acked(seq: number): void {
-    const before = this.#window!.bytes;
-    const capturePos = this.#window!.ack(seq);
+    const window = this.#window!;
+    const before = window.bytes;
+    const rawBefore = window.ackedRawBytes;
+    const capturePos = window.ack(seq);
     if (capturePos === null) return;
+    this.#linkMeter.acked(window.ackedRawBytes - rawBefore, window.bytes === 0);
     this.#countAck(before - this.#window!.bytes);
     this.#release(capturePos);
     this.#remembered = { ...this.#epoch!, ackedSeq: seq };
     this.#note();
+    this.#order.poke();
   }
 
   #countAck(bytes: number): void {
@@ -596,11 +612,11 @@ class Session {
     const window = this.#window!;
     for await (const batch of this.#capture.batches()) {
       await window.until(() => window.hasRoom, this.#signal);
-      if (batch.order === 'lost' && this.#order.name === 'held') {
+      if (batch.order === 'lost' && this.#order.held) {
         // The batch says that writes are missing before the mode says why.
         const { mode } = await this.#capture.status();
         const reason = mode.mode === 'tracking' ? trackingReason(mode.reason) : UNKNOWN_LOSS;
-        this.#loseOrder(reason, 'dirty');
+        this.#loseOrder(reason);
       }
       await this.#points.known(batch);
       this.#takeBatch(batch);
@@ -619,10 +635,7 @@ class Session {
         continue;
       }
       if (record.kind === 'opaque') {
-        this.#loseOrder(
-          `a pass-through command went to disk ${record.disk}`,
-          new Set([record.disk]),
-        );
+        this.#loseOrder(`a pass-through command went to disk ${record.disk}`, [record.disk]);
         continue;
       }
       if (this.#swap.covers(record.disk, record.offsetBytes, record.lengthBytes)) continue;
@@ -689,7 +702,7 @@ class Session {
     this.#window!.push(meta.capturePos, open.bytes, (seq) =>
       packFrame({ ...meta, kind: 'stream', seq }, open.extents, compression),
     );
-    if (this.#order.name === 'held' && this.#bootNs - this.#clockMarkNs >= CLOCK_MARK_NS) {
+    if (this.#order.held && this.#bootNs - this.#clockMarkNs >= CLOCK_MARK_NS) {
       this.#tick(this.#bootNs);
     }
   }
@@ -751,7 +764,8 @@ class Session {
   /** A batch is done: a point asked for by the mark in it is here. `exact`: nothing of the batch lies behind the mark. */
   #placePoint({ markId, bootNs }: { markId?: bigint; bootNs: bigint }, exact: boolean): void {
     this.#points.at(markId, exact, (mark) => {
-      if (this.#order.name === 'lost') throw new Stopped(this.#order.reason);
+      const order = this.#order.state;
+      if (order.name === 'lost') throw new Stopped(order.reason);
       this.#flush();
       this.#advance(bootNs);
       return this.#mark(mark);
@@ -760,7 +774,7 @@ class Session {
 
   /** @throws UND_POINT_FAILED */
   async takePoint(ask: ControlOf<'takePoint'>): Promise<PointTaken> {
-    const order = this.#order;
+    const order = this.#order.state;
     const reason = this.#attached
       ? order.name === 'lost'
         ? order.reason
@@ -772,85 +786,28 @@ class Session {
 
   // ---- order ---------------------------------------------------------------------------------------------------
 
-  #loseOrder(reason: string, disks: Set<number> | 'all' | 'dirty'): void {
+  /** Before the stream begins there is no order to lose: its beginning looks at the mode itself. */
+  #loseOrder(reason: string, compare: CompareDisks = []): void {
     if (!this.#window) return;
-    const order = this.#order;
-    if (order.name === 'lost') {
-      if (disks === 'all') order.disks = 'all';
-      else if (disks !== 'dirty' && order.disks !== 'all') {
-        const both = new Set(order.disks === 'dirty' ? [] : order.disks);
-        for (const disk of disks) both.add(disk);
-        order.disks = both;
-      }
-      return;
-    }
-    this.#log('warning', `order is lost: ${reason}`);
-    const now = performance.now();
-    this.#resumeDelayMs =
-      now - this.#lastLostMs < RESUME_MAX_MS
-        ? Math.min(this.#resumeDelayMs * 2, RESUME_MAX_MS)
-        : RESUME_MIN_MS;
-    this.#lastLostMs = now;
-    this.#waitingAsks.clear();
-    for (const mirror of this.#mirrors.values()) mirror.abort.abort(new Stopped(reason));
-    const lost: Order = { name: 'lost', reason, disks, markSeq: 0 };
-    this.#order = lost;
-    this.#proofs = [];
-    lost.markSeq = this.#mark({ type: 'orderLost', reason }, () => this.#resumeOrder());
-    this.#tellStatus();
+    if (this.#order.held) this.#proofs = [];
+    this.#order.lose(reason, compare);
   }
 
-  #resuming = false;
+  /** What the link takes of captured bytes, as last measured; a limit that a person set counts as the link. */
+  #linkPerSec(): number | null {
+    const measured = this.#linkMeter.bytesPerSec(performance.now());
+    return measured === null ? null : Math.min(measured, this.#bucket.bytesPerSec ?? measured);
+  }
 
-  /**
-   * Back to ordered capture: only when the loss is durable at the appliance (a crash in between must not leave it
-   * believing in an unbroken stream), and when what is in the ring has been sent. Then the disks that missed writes
-   * are named, and the appliance asks for their difference mirrors.
-   */
-  #resumeOrder(): void {
-    const order = this.#order;
-    const window = this.#window;
-    if (order.name !== 'lost' || !window || this.#resuming) return;
-    if (window.firstSeq <= order.markSeq || !this.#attached) return;
-    const { signal } = this.#attached.abort;
-    this.#resuming = true;
-    const resume = async () => {
-      await pause(this.#resumeDelayMs, signal);
-      // Few bytes under way: the link keeps up. The measured churn will be weighed here (the ordered drain).
-      await window.until(() => window.bytes < window.limitBytes / 4, signal);
-      if (this.#capture.mode().mode === 'tracking') {
-        const pos = Number(await this.#capture.resumeOrdered());
-        await window.until(() => this.#consumedPos >= pos, signal);
-        if (this.#capture.mode().mode === 'tracking') throw new Stopped('order was lost again');
+  /** Runs that were under way go on where they were when order is held again. */
+  #interruptMirrors(reason: string): void {
+    for (const { ask, abort, cursorBytes, skippedBytes } of this.#mirrors.values()) {
+      if (abort.signal.aborted) continue;
+      if (!this.#waitingAsks.has(ask.disk)) {
+        this.#waitingAsks.set(ask.disk, { ...ask, cursorBytes, skippedBytes });
       }
-      const { dirtyBytes } = await this.#capture.status();
-      const named = this.#order.name === 'lost' ? this.#order.disks : 'dirty';
-      const disks = this.#job.disks
-        .map(({ index }) => index)
-        .filter(
-          (index) =>
-            named === 'all' ||
-            (dirtyBytes[index] ?? 0) > 0 ||
-            (named !== 'dirty' && named.has(index)),
-        );
-      this.#order = { name: 'held' };
-      this.#mark({ type: 'orderResumed', disks, reason: order.reason });
-      this.#tellStatus();
-    };
-    resume()
-      .catch((error) => {
-        if (signal.aborted || this.#signal.aborted) return;
-        this.#resumeDelayMs = Math.min(this.#resumeDelayMs * 2, RESUME_MAX_MS);
-        if (!(error instanceof Stopped)) {
-          this.#log('warning', `order cannot be resumed: ${asUndError(error).message}`);
-        }
-        setTimeout(() => this.#resumeOrder(), this.#resumeDelayMs).unref();
-      })
-      .finally(() => {
-        this.#resuming = false;
-        // Lost again while this was under way: its mark may be acknowledged already.
-        if (!signal.aborted) setImmediate(() => this.#resumeOrder());
-      });
+      abort.abort(new Stopped(reason));
+    }
   }
 
   #onEvent(event: CaptureEvent): void {
@@ -873,15 +830,12 @@ class Session {
         break;
       case 'opaque-command':
         // In order it comes as a record of the ring; otherwise the disk joins those to be compared.
-        if (this.#order.name === 'lost') {
-          this.#loseOrder(
-            `a pass-through command went to disk ${event.disk}`,
-            new Set([event.disk]),
-          );
+        if (!this.#order.held) {
+          this.#loseOrder(`a pass-through command went to disk ${event.disk}`, [event.disk]);
         }
         break;
       case 'missed-events':
-        this.#loseOrder('the kernel did not show every write to the capture', 'all');
+        this.#loseOrder(trackingReason('missed-event'), 'all');
         break;
       case 'helper-died':
         this.#log('error', event.error.message);
@@ -930,7 +884,7 @@ class Session {
 
   /** One disk at a time: the disks of a server share its link, and a whole disk early is worth more than two halves. */
   #nextMirror(): void {
-    if (this.#mirrors.size > 0 || this.#order.name === 'lost' || !this.#attached) return;
+    if (this.#mirrors.size > 0 || !this.#order.held || !this.#attached) return;
     const [ask] = [...this.#waitingAsks.values()].sort((a, b) => a.disk - b.disk);
     if (!ask) return;
     this.#waitingAsks.delete(ask.disk);
@@ -990,7 +944,7 @@ class Session {
       barrier: async () => {
         await this.#capture.barrier();
       },
-      takeDirty: (disk, maxBytes) => this.#capture.takeDirty(disk, maxBytes),
+      takeDirty: (disk, maxBytes, fromBytes) => this.#capture.takeDirty(disk, maxBytes, fromBytes),
       clearDirty: (disk, extents) => this.#capture.clearDirty(disk, extents),
       markDirty: (disk, extents) => this.#capture.markDirty(disk, extents),
       openReader: (disk) => this.#options.openReader(devicePath(disk)),
@@ -1000,6 +954,7 @@ class Session {
         const swap = this.#swap.spans(disk);
         return [...free, ...swap].sort((a, b) => a.offsetBytes - b.offsetBytes);
       },
+      leftOut: (disk) => this.#swap.spans(disk),
       replicaHashes: (ask, span) => this.#replicaHashes(ask, span),
       room: () => this.#room(signal),
       overtaken: () => this.#overtaken(signal),
@@ -1029,8 +984,15 @@ class Session {
   }
 
   async #overtaken(signal: AbortSignal): Promise<void> {
-    const pos = Number((await this.#capture.status()).producerPos);
+    const { mode, producerPos } = await this.#capture.status();
+    // A read may have seen a write that is in no record: what is behind it must not pass for a point.
+    if (mode.mode === 'tracking') {
+      this.#loseOrder(trackingReason(mode.reason));
+      throw new Stopped('order was lost');
+    }
+    const pos = Number(producerPos);
     await this.#window!.until(() => this.#consumedPos >= pos, signal);
+    signal.throwIfAborted();
   }
 
   #mirrorAheadBytes(): number {
@@ -1092,7 +1054,7 @@ class Session {
       return;
     }
     const attached = this.#attached;
-    if (!attached || this.#order.name === 'lost') return;
+    if (!attached || !this.#order.held) return;
     this.#rereading = true;
     this.#rereadAgain = false;
     const { signal } = attached.abort;
@@ -1148,10 +1110,9 @@ class Session {
     const window = this.#window;
     if (!window || this.#signal.aborted) return;
     this.#setWallClock(status.bootNs);
-    if (status.mode.mode === 'tracking')
-      this.#loseOrder(trackingReason(status.mode.reason), 'dirty');
+    if (status.mode.mode === 'tracking') this.#loseOrder(trackingReason(status.mode.reason));
     const pos = Number(status.producerPos);
-    if (this.#order.name === 'held' && status.mode.mode === 'ordered') {
+    if (this.#order.held && status.mode.mode === 'ordered') {
       if (this.#proofs.length < MAX_PROOFS) this.#proofs.push({ bootNs: status.bootNs, pos });
       this.#proveClock(this.#consumedPos);
     }
@@ -1160,12 +1121,14 @@ class Session {
     const now = performance.now();
     const seconds = (now - this.#lastStatus.atMs) / 1000;
     const rate = (bytes: number) => Math.max(0, Math.round(bytes / seconds));
+    this.#measure(status);
+    const order = this.#order.state;
     const attached = this.#attached;
     attached?.link.send({
       type: 'status',
       jobId: this.#job.jobId,
-      mode: this.#order.name === 'lost' ? 'tracking' : 'ordered',
-      reason: this.#order.name === 'lost' ? this.#order.reason : null,
+      mode: order.name === 'lost' ? 'tracking' : 'ordered',
+      reason: order.name === 'lost' ? `${order.reason}; ${order.waitsFor}` : null,
       bootMs: Number(status.bootNs) / 1e6,
       backlogBytes: Math.max(0, pos - this.#releasedPos),
       ring: { sizeBytes: status.ringBytes, usedBytes: Math.max(0, status.backlogBytes) },
@@ -1180,6 +1143,18 @@ class Session {
       writeBytesPerSec: rate(this.#writtenBytes - this.#lastStatus.writtenBytes),
     });
     this.#lastStatus = { atMs: now, readBytes: this.#readBytes, writtenBytes: this.#writtenBytes };
+  }
+
+  #measured = { atMs: performance.now(), writtenBytes: 0 };
+
+  /** Churn and link, about each second: status is told more often than that when something changes. */
+  #measure({ writtenBytes }: CaptureStatus): void {
+    const now = performance.now();
+    const { atMs, writtenBytes: before } = this.#measured;
+    if (now - atMs < STATUS_MS * 0.9) return;
+    this.#measured = { atMs: now, writtenBytes };
+    this.#linkMeter.sample(now);
+    if (before > 0) this.#order.written(((writtenBytes - before) * 1000) / (now - atMs));
   }
 
   async stop(unpin: boolean): Promise<void> {

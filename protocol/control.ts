@@ -8,6 +8,7 @@
  */
 import Type, { type Static } from 'typebox';
 import { Value } from 'typebox/value';
+import { CompareDisks } from './compare-disks.ts';
 import { ERRORS, type ErrorCode, type UndError, undError } from './errors.ts';
 import { ConsistencyPointMark, HookReport } from './marks.ts';
 
@@ -59,7 +60,16 @@ export const WireDisk = Type.Object({
 });
 export type WireDisk = Static<typeof WireDisk>;
 
-export const MirrorKind = Type.Union([Type.Literal('full'), Type.Literal('difference')]);
+/**
+ * - `full`: every block, onto a replica that reads as zeroes.
+ * - `difference`: every block is read and compared, only what differs travels.
+ * - `drain`: only the blocks that the dirty map names; the rest is proven covered by the captured stream.
+ */
+export const MirrorKind = Type.Union([
+  Type.Literal('full'),
+  Type.Literal('difference'),
+  Type.Literal('drain'),
+]);
 export type MirrorKind = Static<typeof MirrorKind>;
 
 const BandwidthLimit = Nullable(
@@ -180,8 +190,8 @@ export const ConfigureJob = message('configureJob', {
   durable: Type.Object({ seq: Seq, capturePos: Bytes }),
   /** What the epoch is bound to; null until its first frame is durable. */
   binding: Nullable(Type.Object({ captureId: Id, bootId: Id })),
-  /** The journal ends in a stretch whose order is lost, for this reason; the agent must end that stretch. */
-  orderLost: Type.Optional(Nullable(Text)),
+  /** The journal ends in a stretch whose order is lost; the agent must end that stretch. */
+  orderLost: Nullable(Type.Object({ reason: Text, compare: CompareDisks })),
   /** False: the appliance takes no frames now; it sends `flow` when it does. */
   intakeOpen: Type.Boolean(),
 });
@@ -196,7 +206,10 @@ export const StartMirror = message('startMirror', {
   run: Run,
   kind: MirrorKind,
   reason: Text,
-  /** The run covers [startBytes, endBytes); what lies before cursorBytes is done and durable. */
+  /**
+   * The run covers [startBytes, endBytes); what lies before cursorBytes is done and durable. A drain counts dirty bytes
+   * instead: endBytes are those that were known when it was asked for.
+   */
   startBytes: Bytes,
   endBytes: Bytes,
   cursorBytes: Bytes,

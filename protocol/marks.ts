@@ -3,6 +3,8 @@
  */
 import Type, { type Static } from 'typebox';
 import { Value } from 'typebox/value';
+import { CompareDisks } from './compare-disks.ts';
+import { MirrorKind } from './control.ts';
 import { undError } from './errors.ts';
 import { FRAME_HEADER_BYTES, type FrameHeader } from './frame.ts';
 
@@ -28,7 +30,7 @@ export const MirrorStartMark = Type.Object({
   type: Type.Literal('mirrorStart'),
   disk: DiskIndex,
   run: Run,
-  kind: Type.Union([Type.Literal('full'), Type.Literal('difference')]),
+  kind: MirrorKind,
   reason: Reason,
   startBytes: Bytes,
   endBytes: Bytes,
@@ -39,12 +41,23 @@ export const MirrorEndMark = Type.Object({
   disk: DiskIndex,
   run: Run,
 });
-/** Records were lost from here on: no recovery point follows until every disk is whole again. */
-export const OrderLostMark = Type.Object({ type: Type.Literal('orderLost'), reason: Reason });
-/** Order is held again from here on; these disks missed writes and need a difference mirror. */
+/**
+ * Records were lost from here on: no recovery point follows until every disk is whole again. It comes again when more
+ * disks turn out to need a comparison; the disks of all of them count together.
+ */
+export const OrderLostMark = Type.Object({
+  type: Type.Literal('orderLost'),
+  reason: Reason,
+  compare: CompareDisks,
+});
+/**
+ * Order is held again from here on. The disks of `drain` missed writes that their dirty maps name; those of `compare`
+ * need a difference mirror.
+ */
 export const OrderResumedMark = Type.Object({
   type: Type.Literal('orderResumed'),
-  disks: Type.Array(DiskIndex, { maxItems: 1024 }),
+  compare: Type.Array(DiskIndex, { maxItems: 64 }),
+  drain: Type.Array(Type.Object({ disk: DiskIndex, dirtyBytes: Bytes }), { maxItems: 64 }),
   reason: Reason,
 });
 

@@ -144,9 +144,10 @@ export interface Capture {
   /**
    * Moves up to `maxBytes` of dirty blocks to the "taken" set and returns them. To be followed by `barrier()`, the
    * reads, and, once they are acknowledged, `clearDirty`. A block written meanwhile is dirty again. After a restart
-   * of the agent, taken blocks count as dirty again.
+   * of the agent, taken blocks count as dirty again. Only blocks at or behind `fromBytes` are taken, lowest first: one
+   * sweep from 0 upwards takes everything that was dirty when it began.
    */
-  takeDirty(disk: number, maxBytes?: number): Promise<Extent[]>;
+  takeDirty(disk: number, maxBytes?: number, fromBytes?: number): Promise<Extent[]>;
   /** Forgets taken blocks: only for extents whose content has been acknowledged. */
   clearDirty(disk: number, extents: Extent[]): Promise<void>;
   /** Marks blocks dirty by hand (a read that could not be used, a lost frame). */

@@ -253,8 +253,8 @@ export class HelperCapture implements Capture {
     return toExtents(await this.#ask('dirty', String(disk)));
   }
 
-  async takeDirty(disk: number, maxBytes?: number): Promise<Extent[]> {
-    return toExtents(await this.#ask('take', `${disk} ${maxBytes ?? 0}`));
+  async takeDirty(disk: number, maxBytes = 0, fromBytes = 0): Promise<Extent[]> {
+    return toExtents(await this.#ask('take', `${disk} ${maxBytes} ${fromBytes}`));
   }
 
   clearDirty(disk: number, extents: Extent[]): Promise<void> {

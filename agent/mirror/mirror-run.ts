@@ -1,12 +1,14 @@
 /**
  * One attempt at one disk's mirror run: read every block from the cursor on, leave out what need not go, and put the
  * rest into the stream where it can't land over a newer write (touched.ts has the rule, docs/stream.md the argument).
+ * Every run, whatever its kind, drains the disk's dirty map before it ends; a drain is a run of nothing else.
  */
 import { createHash } from 'node:crypto';
 import type { MirrorKind } from '../../protocol/control.ts';
 import type { FrameExtent } from '../../protocol/frame.ts';
 import type { BlockReader, Extent } from '../capture/capture.ts';
 import { chunkExtents, subtractSpans } from './chunk.ts';
+import { drainDirty } from './drain.ts';
 import type { Span, Touched } from './touched.ts';
 
 export const CHUNK_BYTES = 1024 * 1024;
@@ -38,17 +40,22 @@ export interface MirrorHost {
   markEnd(ask: MirrorAsk): Promise<void>;
   /** Every write issued before has completed when it resolves. */
   barrier(): Promise<void>;
-  takeDirty(disk: number, maxBytes?: number): Promise<Extent[]>;
+  takeDirty(disk: number, maxBytes?: number, fromBytes?: number): Promise<Extent[]>;
   clearDirty(disk: number, extents: Extent[]): Promise<void>;
   markDirty(disk: number, extents: Extent[]): Promise<void>;
   openReader(disk: number): Promise<BlockReader>;
   /** Sorted spans that need not be mirrored: unallocated by a map that may be trusted, or active swap. */
   unneeded(disk: number): Promise<Span[]>;
+  /** Sorted spans that stay out of the stream altogether: active swap. */
+  leftOut(disk: number): readonly Span[];
   /** Hashes of the replica, HASH_BYTES per chunk. */
   replicaHashes(ask: MirrorAsk, span: Span): Promise<Buffer>;
   /** Resolves when replication has left room for a mirror frame. */
   room(): Promise<void>;
-  /** Resolves when every record that was in the ring at the call is sequenced. */
+  /**
+   * Resolves when every record that was in the ring at the call is sequenced.
+   * @throws when order is lost: writes that a read has seen may be in no record
+   */
   overtaken(): Promise<void>;
   /** Put a frame into the stream, now. */
   emit(ask: MirrorAsk, cursorBytes: number, skippedBytes: number, extents: FrameExtent[]): void;
@@ -73,81 +80,123 @@ export async function runMirror(
   ask: MirrorAsk,
   signal: AbortSignal,
 ): Promise<void> {
-  const { disk, kind } = ask;
+  const { disk } = ask;
   const tracker = host.track(disk);
   let reader: BlockReader | undefined;
-  let taken: Extent[] = [];
+  const taken: Extent[] = [];
   try {
-    // What is dirty now is read by this run, as far as the run still comes by it.
-    const dirty = await host.takeDirty(disk);
-    taken = dirty.filter(({ offsetBytes }) => offsetBytes >= ask.cursorBytes);
-    const behind = dirty.filter(({ offsetBytes }) => offsetBytes < ask.cursorBytes);
-    if (behind.length > 0) await host.markDirty(disk, behind);
+    if (ask.kind === 'difference') await takeAhead(host, ask, taken);
     await host.markStart(ask);
     await host.barrier();
     signal.throwIfAborted();
-    const unneeded = await host.unneeded(disk);
     reader = await host.openReader(disk);
-    const open = reader;
-
-    const hashes = kind === 'difference' ? new HashAhead(host, ask) : null;
-    let skippedBytes = ask.skippedBytes;
-    let toldBytes = ask.cursorBytes;
-    const queue: Chunk[] = [];
-    let nextBytes = ask.cursorBytes;
-    const fill = () => {
-      while (queue.length < READ_AHEAD && nextBytes < ask.endBytes) {
-        const lengthBytes = Math.min(CHUNK_BYTES, ask.endBytes - nextBytes);
-        const span = { offsetBytes: nextBytes, lengthBytes };
-        const needed = subtractSpans(span, unneeded);
-        const data = needed.length > 0 ? open.read(nextBytes, lengthBytes) : null;
-        data?.catch(() => {});
-        queue.push({ span, needed, data });
-        nextBytes += lengthBytes;
-      }
-    };
-    for (fill(); queue.length > 0; fill()) {
-      const chunk = queue.shift()!;
-      const { span } = chunk;
-      const cursorBytes = span.offsetBytes + span.lengthBytes;
-      let extents: FrameExtent[] = [];
-      let inStreamBytes = 0;
-      if (chunk.data) {
-        const { data, zero } = await chunk.data;
-        host.read(data.length);
-        const same = hashes !== null && (await hashes.equal(span, data));
-        signal.throwIfAborted();
-        if (!same && !(zero && kind === 'full')) {
-          await host.room();
-          signal.throwIfAborted();
-          const spans = chunk.needed.flatMap((part) =>
-            tracker.touched.untouched(part.offsetBytes, part.lengthBytes),
-          );
-          inStreamBytes = bytesOf(chunk.needed) - bytesOf(spans);
-          extents = chunkExtents(disk, kind, span.offsetBytes, data, spans);
-        }
-      }
-      skippedBytes += span.lengthBytes - inStreamBytes - bytesOf(extents);
-      if (
-        extents.length > 0 ||
-        cursorBytes - toldBytes >= PROGRESS_BYTES ||
-        cursorBytes >= ask.endBytes
-      ) {
-        host.emit(ask, cursorBytes, skippedBytes, extents);
-        toldBytes = cursorBytes;
-      }
-      host.progress(ask, cursorBytes, skippedBytes);
-    }
+    const at =
+      ask.kind === 'drain'
+        ? { cursorBytes: ask.startBytes, skippedBytes: 0 }
+        : await mirrorBlocks(host, ask, reader, tracker.touched, signal);
+    await drainDirty(
+      {
+        takeDirty: (index, maxBytes, fromBytes) => host.takeDirty(index, maxBytes, fromBytes),
+        leftOut: () => host.leftOut(disk),
+        barrier: () => host.barrier(),
+        room: () => host.room(),
+        read: (bytes) => host.read(bytes),
+        emit: (drainedBytes, extents) => {
+          if (ask.kind === 'drain') at.cursorBytes = Math.min(drainedBytes, ask.endBytes);
+          host.emit(ask, at.cursorBytes, at.skippedBytes, extents);
+          host.progress(ask, at.cursorBytes, at.skippedBytes);
+        },
+      },
+      disk,
+      reader,
+      tracker.touched,
+      taken,
+      signal,
+    );
     // A read may have seen a write whose record was not sequenced yet. With it the end mark is a point to recover to.
     await host.overtaken();
     await host.markEnd(ask);
     await host.clearDirty(disk, taken);
-    taken = [];
+    taken.length = 0;
   } finally {
     tracker.stop();
     if (taken.length > 0) await host.markDirty(disk, taken).catch(() => {});
     await reader?.close();
   }
+}
+
+/**
+ * What is dirty now is read by this run, as far as the run still comes by it; the rest is left to its end. Not in a full
+ * run: it passes over zeroes, and a zero that was missed lies over something on the replica.
+ */
+async function takeAhead(host: MirrorHost, ask: MirrorAsk, taken: Extent[]): Promise<void> {
+  const inRun = ({ offsetBytes, lengthBytes }: Extent) =>
+    offsetBytes >= ask.cursorBytes && offsetBytes + lengthBytes <= ask.endBytes;
+  const dirty = await host.takeDirty(ask.disk);
+  taken.push(...dirty.filter(inRun));
+  const rest = dirty.filter((extent) => !inRun(extent));
+  if (rest.length > 0) await host.markDirty(ask.disk, rest);
+}
+
+/** Every block of [cursorBytes, endBytes) that must go. */
+async function mirrorBlocks(
+  host: MirrorHost,
+  ask: MirrorAsk,
+  reader: BlockReader,
+  touched: Touched,
+  signal: AbortSignal,
+): Promise<{ cursorBytes: number; skippedBytes: number }> {
+  const { disk, kind } = ask;
+  const unneeded = await host.unneeded(disk);
+  const hashes = kind === 'difference' ? new HashAhead(host, ask) : null;
+  let skippedBytes = ask.skippedBytes;
+  let toldBytes = ask.cursorBytes;
+  const queue: Chunk[] = [];
+  let nextBytes = ask.cursorBytes;
+  const fill = () => {
+    while (queue.length < READ_AHEAD && nextBytes < ask.endBytes) {
+      const lengthBytes = Math.min(CHUNK_BYTES, ask.endBytes - nextBytes);
+      const span = { offsetBytes: nextBytes, lengthBytes };
+      const needed = subtractSpans(span, unneeded);
+      const data = needed.length > 0 ? reader.read(nextBytes, lengthBytes) : null;
+      data?.catch(() => {});
+      queue.push({ span, needed, data });
+      nextBytes += lengthBytes;
+    }
+  };
+  for (fill(); queue.length > 0; fill()) {
+    const chunk = queue.shift()!;
+    const { span } = chunk;
+    const cursorBytes = span.offsetBytes + span.lengthBytes;
+    let extents: FrameExtent[] = [];
+    let inStreamBytes = 0;
+    if (chunk.data) {
+      const { data, zero } = await chunk.data;
+      host.read(data.length);
+      const same = hashes !== null && (await hashes.equal(span, data));
+      signal.throwIfAborted();
+      if (!same && !(zero && kind === 'full')) {
+        await host.room();
+        signal.throwIfAborted();
+        const spans = chunk.needed.flatMap((part) =>
+          touched.untouched(part.offsetBytes, part.lengthBytes),
+        );
+        inStreamBytes = bytesOf(chunk.needed) - bytesOf(spans);
+        extents = chunkExtents(disk, kind, span.offsetBytes, data, spans);
+      }
+    }
+    skippedBytes += span.lengthBytes - inStreamBytes - bytesOf(extents);
+    if (
+      extents.length > 0 ||
+      cursorBytes - toldBytes >= PROGRESS_BYTES ||
+      cursorBytes >= ask.endBytes
+    ) {
+      host.emit(ask, cursorBytes, skippedBytes, extents);
+      toldBytes = cursorBytes;
+    }
+    host.progress(ask, cursorBytes, skippedBytes);
+  }
+  return { cursorBytes: Math.max(nextBytes, ask.cursorBytes), skippedBytes };
 }
 
 /** The replica's hashes, asked for one span ahead of where they are needed. */

@@ -9,6 +9,7 @@ export interface WindowEntry {
   capturePos: number;
   /** As it will go over the link; until it is packed, what it was before. */
   bytes: number;
+  rawBytes: number;
   packed: Promise<Buffer>;
   acked: boolean;
   /** Called when the frame is acknowledged: durable at the appliance. */
@@ -20,6 +21,7 @@ export class Window {
   #entries: WindowEntry[] = [];
   #bytes = 0;
   #nextSeq: number;
+  #ackedRawBytes = 0;
   #waiters = new Set<() => void>();
 
   constructor(nextSeq: number, limitBytes: number) {
@@ -41,6 +43,11 @@ export class Window {
     return this.#bytes;
   }
 
+  /** Before packing, of all frames that were ever acknowledged. */
+  get ackedRawBytes(): number {
+    return this.#ackedRawBytes;
+  }
+
   get hasRoom(): boolean {
     return this.#bytes < this.limitBytes;
   }
@@ -57,6 +64,7 @@ export class Window {
       seq,
       capturePos,
       bytes: rawBytes,
+      rawBytes,
       packed: pack(seq),
       acked: false,
       onAcked,
@@ -97,6 +105,7 @@ export class Window {
       const entry = this.#entries.shift()!;
       entry.acked = true;
       this.#bytes -= entry.bytes;
+      this.#ackedRawBytes += entry.rawBytes;
       capturePos = entry.capturePos;
       entry.onAcked?.();
     }

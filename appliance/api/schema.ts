@@ -307,7 +307,7 @@ export const JobDisk = Type.Object({
   attached: Type.Boolean(),
   mirror: Nullable(
     Type.Object({
-      kind: Type.Union([Type.Literal('full'), Type.Literal('difference')]),
+      kind: Type.Union([Type.Literal('full'), Type.Literal('difference'), Type.Literal('drain')]),
       reason: Type.String(),
       totalBytes: Type.Number(),
       doneBytes: Type.Number({ description: 'read and either sent or skipped' }),

@@ -628,7 +628,10 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
             capturePos: bound ? this.#durable.capturePos : 0,
           },
           binding: bound ? this.#durable.binding : null,
-          orderLost: this.#durable.order.name === 'lost' ? this.#durable.order.reason : undefined,
+          orderLost:
+            this.#durable.order.name === 'lost'
+              ? { reason: this.#durable.order.reason, compare: this.#durable.order.compare }
+              : null,
           intakeOpen: this.#intake.name === 'open' && !this.#fault,
         });
       })
@@ -1055,8 +1058,10 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
     const { order, seq } = this.#durable;
     if (seq === 0) return { mode: 'none', reason: 'nothing has arrived yet', sinceMs: null };
     const status = this.#connection?.status;
-    if (order.name === 'lost')
-      return { mode: 'tracking', reason: order.reason, sinceMs: order.wallMs };
+    if (order.name === 'lost') {
+      const reason = status?.mode === 'tracking' ? status.reason : order.reason;
+      return { mode: 'tracking', reason, sinceMs: order.wallMs };
+    }
     if (status?.mode === 'tracking') {
       return { mode: 'tracking', reason: status.reason, sinceMs: null };
     }

@@ -4,16 +4,18 @@
  * restart the durable one is the applied one plus the journal's frames behind it.
  */
 import Type, { type Static } from 'typebox';
+import { CompareDisks, uniteCompare } from '../../protocol/compare-disks.ts';
+import { MirrorKind as Kind } from '../../protocol/control.ts';
 import type { FrameHeader } from '../../protocol/frame.ts';
 import type { Mark } from '../../protocol/marks.ts';
 
 const Bytes = Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER });
-const Kind = Type.Union([Type.Literal('full'), Type.Literal('difference')]);
 
 /**
  * What a disk's replica still needs.
  * - `needed`: a mirror of [startBytes, endBytes), for this reason; nothing of it has begun.
- * - `running`: a run is under way; before cursorBytes all is done.
+ * - `running`: a run is under way; before cursorBytes all is done. Of a drain, cursorBytes only tells how much of the
+ *   dirty bytes that were known at its start has been sent: what is left is in the source's dirty map.
  * - `done`: the replica is whole, and captured writes keep it so.
  */
 export const MirrorState = Type.Union([
@@ -59,7 +61,12 @@ export const StreamRecord = Type.Object({
   ]),
   order: Type.Union([
     Type.Object({ name: Type.Literal('held') }),
-    Type.Object({ name: Type.Literal('lost'), reason: Type.String(), wallMs: Bytes }),
+    Type.Object({
+      name: Type.Literal('lost'),
+      reason: Type.String(),
+      wallMs: Bytes,
+      compare: CompareDisks,
+    }),
     Type.Object({ name: Type.Literal('resumed'), reason: Type.String(), wallMs: Bytes }),
   ]),
   disks: Type.Array(
@@ -162,6 +169,8 @@ export function foldFrame(
         if (mirror.name !== 'needed' || mark.run <= disk.lastRun) return disk;
         if (mark.startBytes > mirror.startBytes || mark.endBytes < mirror.endBytes) return disk;
         if (mirror.kind === 'difference' && mark.kind === 'full') return disk;
+        // A drain is no substitute for what reads the whole disk.
+        if ((mirror.kind === 'drain') !== (mark.kind === 'drain')) return disk;
         return {
           ...disk,
           lastRun: mark.run,
@@ -182,19 +191,32 @@ export function foldFrame(
       next.disks = withDisks(record, ({ index, mirror }) => {
         if (index !== mark.disk || mirror.name !== 'running' || mirror.run !== mark.run)
           return null;
-        if (mirror.cursorBytes < mirror.endBytes) return null;
+        if (mirror.kind !== 'drain' && mirror.cursorBytes < mirror.endBytes) return null;
         const { kind, reason, startBytes, endBytes, skippedBytes } = mirror;
         return { name: 'done', kind, reason, startBytes, endBytes, skippedBytes };
       });
       break;
     case 'orderLost':
-      next.order = { name: 'lost', reason: mark.reason, wallMs: header.wallMs };
+      next.order =
+        record.order.name === 'lost'
+          ? { ...record.order, compare: uniteCompare(record.order.compare, mark.compare) }
+          : { name: 'lost', reason: mark.reason, wallMs: header.wallMs, compare: mark.compare };
       break;
     case 'orderResumed':
       next.order = { name: 'resumed', reason: mark.reason, wallMs: header.wallMs };
-      next.disks = withDisks(record, (disk) =>
-        mark.disks.includes(disk.index) ? needDifference(mark.reason, disk.sizeBytes) : null,
-      );
+      next.disks = withDisks(record, (disk) => {
+        if (mark.compare.includes(disk.index)) return needDifference(mark.reason, disk.sizeBytes);
+        const drain = mark.drain.find((one) => one.disk === disk.index);
+        // A run that is under way, or still to come, drains what is dirty before it ends.
+        if (!drain || disk.mirror.name !== 'done') return null;
+        return {
+          name: 'needed',
+          kind: 'drain',
+          reason: mark.reason,
+          startBytes: 0,
+          endBytes: drain.dirtyBytes,
+        };
+      });
       break;
     case 'tick':
     case undefined:
@@ -220,7 +242,8 @@ export function growDisk(record: StreamRecord, index: number, sizeBytes: number)
         const grown = { ...needDifference(reason, sizeBytes), startBytes: disk.sizeBytes };
         return { ...disk, sizeBytes, mirror: grown as MirrorState };
       }
-      if (mirror.name === 'needed')
+      // A drain counts dirty bytes, not places: with the new range it is simplest, and safe, to compare the disk.
+      if (mirror.name === 'needed' && mirror.kind !== 'drain')
         return { ...disk, sizeBytes, mirror: { ...mirror, endBytes: sizeBytes } };
       return {
         ...disk,

@@ -50,6 +50,7 @@ const JOB: ControlOf<'configureJob'> = {
   ringBytes: 1 << 20,
   durable: { seq: 0, capturePos: 0 },
   binding: null,
+  orderLost: null,
   intakeOpen: true,
 };
 

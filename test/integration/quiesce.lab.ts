@@ -67,7 +67,8 @@ export class FrameKeeper implements StreamLink {
       ringBytes: 64 * MIB,
       durable: { seq: 0, capturePos: 0 },
       binding: null,
-      intakeOpen: true,
+      orderLost: null,
+  intakeOpen: true,
     });
     await until('the stream to be ready', () => {
       const failed = this.messages.find(({ type }) => type === 'jobFailed');

@@ -323,9 +323,9 @@ class ScriptedCapture implements Capture {
     return toExtents([...dirty[disk]!, ...taken[disk]!]);
   }
 
-  async takeDirty(disk: number, maxBytes = 0): Promise<Extent[]> {
+  async takeDirty(disk: number, maxBytes = 0, fromBytes = 0): Promise<Extent[]> {
     const { dirty, taken } = this.#kernel;
-    const all = [...dirty[disk]!];
+    const all = [...dirty[disk]!].filter((b) => b * BLOCK >= fromBytes).sort((a, b) => a - b);
     const blocks = maxBytes > 0 ? all.slice(0, maxBytes / BLOCK) : all;
     for (const block of blocks) {
       dirty[disk]!.delete(block);

@@ -92,7 +92,7 @@ t.test('the appliance restarts mid-mirror: the mirror goes on where it was durab
   t.equal(lab.stream.state().disks[0]!.mirror.kind, 'full');
 });
 
-t.test('the ring overflows: tracking, then a difference mirror with the reason', async (t) => {
+t.test('the ring overflows: tracking, then only the dirty blocks, with the reason', async (t) => {
   const lab = await new StreamLab(t, [24 * MIB, 8 * MIB], { ringBytes: MIB }).start();
   lab.startAgent();
   await until('the first mirror', () => lab.stream.state().phase.name === 'protected');
@@ -104,14 +104,17 @@ t.test('the ring overflows: tracking, then a difference mirror with the reason',
   await until('the loss to be known', () => lab.stream.state().mode.mode === 'tracking');
   t.match(lab.stream.state().mode.reason, /overflow/);
   await until('the loss to be durable: no recovery point', () => !lab.stream.state().consistent);
+  // The workload goes on meanwhile: a drain never needs the source to be still.
+  await until('order to be held again', () => lab.stream.state().mode.mode === 'ordered', 60_000);
   await lab.stopWorkload();
   await lab.settled();
   t.same(await lab.differences(), []);
-  const { mirror } = lab.stream.state().disks[0]!;
-  t.equal(mirror.kind, 'difference');
-  t.match(mirror.reason, /overflow/);
-  t.ok(mirror.skippedBytes > 0, 'equal chunks were not sent');
-  t.equal(lab.stream.state().mode.mode, 'ordered');
+  for (const { mirror, sizeBytes } of lab.stream.state().disks) {
+    t.equal(mirror.kind, 'drain');
+    t.match(mirror.reason, /overflow/);
+    t.ok(mirror.totalBytes < sizeBytes / 2, `${mirror.totalBytes} bytes were dirty`);
+  }
+  t.equal(lab.stream.epoch, 1);
 });
 
 t.test(
@@ -336,8 +339,61 @@ t.test('the agent dies while order is lost: the next one ends the loss', async (
   await lab.settled();
   t.same(await lab.differences(), []);
   t.equal(lab.stream.epoch, 1);
-  t.match(lab.stream.state().disks[0]!.mirror, { kind: 'difference', reason: /overflow/ });
+  t.match(lab.stream.state().disks[0]!.mirror, { kind: 'drain', reason: /overflow/ });
 });
+
+t.test('an agent that dies in a drain is followed by one that drains the rest', async (t) => {
+  const lab = await new StreamLab(t, [24 * MIB], { ringBytes: MIB }).start();
+  lab.startAgent();
+  await until('the first mirror', () => lab.stream.state().phase.name === 'protected');
+  lab.kernel.track('overflow');
+  lab.startWorkload();
+  const dirtyBytes = () => (lab.kernel.dirty[0]!.size + lab.kernel.taken[0]!.size) * 4096;
+  // Order is not resumed before the loss is durable.
+  lab.proxy.stalled = true;
+  await until('blocks to be dirty', () => dirtyBytes() > 4 * MIB);
+  lab.proxy.stalled = false;
+  lab.proxy.bytesPerSec = 2 * MIB;
+  await until('the drain to begin', () => {
+    const { kind, state } = lab.stream.state().disks[0]!.mirror;
+    return kind === 'drain' && state === 'running';
+  });
+  t.equal(lab.stream.state().mode.mode, 'draining');
+  t.notOk(lab.stream.state().consistent, 'no recovery point inside a drain');
+  await lab.agent!.kill();
+  t.ok(dirtyBytes() > 0, 'what was taken and not acknowledged is not forgotten');
+  lab.proxy.bytesPerSec = null;
+  lab.startAgent();
+  await until('the drain to end', () => lab.stream.state().consistent, 60_000);
+  await lab.stopWorkload();
+  await lab.settled();
+  t.same(await lab.differences(), []);
+  t.equal(lab.stream.epoch, 1, 'in the same epoch, without a mirror');
+});
+
+t.test(
+  'the first mirror goes on after order was lost in it, and drains what it missed',
+  async (t) => {
+    const lab = await new StreamLab(t, [24 * MIB, 8 * MIB]).start();
+    lab.proxy.bytesPerSec = 8 * MIB;
+    lab.startAgent();
+    const mirror = () => lab.stream.state().disks[0]!.mirror;
+    await until('some of the mirror to be durable', () => mirror().doneBytes > 6 * MIB);
+    lab.kernel.track('overflow');
+    // Before and behind the cursor, and zeroes where something was: a full mirror passes over zeroes.
+    await lab.kernel.write(0, MIB, Buffer.alloc(8192, 1));
+    await lab.kernel.write(0, 3 * 256 * 1024, null, 65_536);
+    await lab.kernel.write(0, 20 * MIB, Buffer.alloc(8192, 2));
+    lab.proxy.bytesPerSec = null;
+    await lab.settled();
+    t.same(await lab.differences(), []);
+    t.same(
+      lab.stream.state().disks.map((disk) => disk.mirror.kind),
+      ['full', 'full'],
+      'no mirror was begun anew',
+    );
+  },
+);
 
 t.test(
   'active swap leaves the stream, and comes back whole when it is no longer swap',

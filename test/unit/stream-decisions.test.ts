@@ -1,6 +1,8 @@
 /** The pure decisions of the stream: how it goes on, what the appliance knows, how fast it may send. */
 import t from 'tap';
 import { Window } from '../../agent/queue/window.ts';
+import { lost, mayDrain, planCatchUp } from '../../agent/send/drain-gate.ts';
+import { LinkMeter } from '../../agent/send/link-meter.ts';
 import { decideResume } from '../../agent/send/resume.ts';
 import { TokenBucket } from '../../agent/send/token-bucket.ts';
 import { ClockMap } from '../../appliance/replication/clock-map.ts';
@@ -167,9 +169,11 @@ t.test('whatever may have missed a write is compared', async (t) => {
     'an epoch that is not the first',
   );
   const folded = new Folded([100, 200]).begin(1).run(0, 1, 100).run(1, 1, 200);
-  folded.mark({ type: 'orderLost', reason: 'overflow' });
+  folded.mark({ type: 'orderLost', reason: 'overflow', compare: [] });
   t.notOk(isWhole(folded.record), 'no point while order is lost');
-  folded.mark({ type: 'orderResumed', disks: [1], reason: 'overflow' });
+  folded.mark({ type: 'orderLost', reason: 'pass-through', compare: [1] });
+  t.match(folded.record.order, { reason: 'overflow', compare: [1] });
+  folded.mark({ type: 'orderResumed', compare: [1], drain: [], reason: 'overflow' });
   t.same(folded.states(), ['done full', 'needed difference'], 'only the disk concerned');
   t.equal(folded.record.order.name, 'resumed');
   folded.run(1, 2, 200, 'full');
@@ -186,6 +190,91 @@ t.test('whatever may have missed a write is compared', async (t) => {
     startBytes: 0,
     endBytes: 100,
   });
+});
+
+t.test('dirty blocks are drained: of whole disks, and of others by their own run', async (t) => {
+  const folded = new Folded([100, 200, 300]).begin(1).run(0, 1, 100).run(1, 1, 200);
+  const start = { type: 'mirrorStart', reason: 'r', startBytes: 0 } as const;
+  folded.mark({ ...start, disk: 2, run: 1, kind: 'full', endBytes: 300 }).mirror(2, 1, 150);
+  folded.mark({ type: 'orderLost', reason: 'overflow', compare: [] });
+  const drain = [
+    { disk: 1, dirtyBytes: 40 },
+    { disk: 2, dirtyBytes: 8 },
+  ];
+  folded.mark({ type: 'orderResumed', compare: [], drain, reason: 'overflow' });
+  t.same(folded.states(), ['done full', 'needed drain', 'running full']);
+  t.match(folded.record.disks[2]!.mirror, { cursorBytes: 150 }, 'it goes on where it was');
+  t.match(folded.record.disks[1]!.mirror, { endBytes: 40 });
+  folded.run(1, 2, 200, 'difference');
+  t.same(folded.states()[1], 'needed drain', 'another kind does not answer it');
+  folded.mark({ ...start, disk: 1, run: 3, kind: 'drain', endBytes: 40 });
+  folded.mark({ type: 'mirrorEnd', disk: 1, run: 3 });
+  t.same(folded.states()[1], 'done drain', 'its end counts, whatever was left to send');
+  t.equal(folded.record.order.name, 'resumed');
+  folded.mirror(2, 1, 300).mark({ type: 'mirrorEnd', disk: 2, run: 1 });
+  t.equal(folded.record.order.name, 'held');
+  const drained = growDisk(
+    folded.mark({ type: 'orderLost', reason: 'r', compare: [] }).mark({
+      type: 'orderResumed',
+      compare: [],
+      drain: [{ disk: 0, dirtyBytes: 5 }],
+      reason: 'r',
+    }).record,
+    0,
+    150,
+  );
+  t.match(drained.disks[0]!.mirror, { kind: 'difference', startBytes: 0, endBytes: 150 });
+});
+
+t.test('dirty blocks or the whole disk', async (t) => {
+  const disks = [
+    { index: 0, sizeBytes: 100, dirtyBytes: 0 },
+    { index: 1, sizeBytes: 100, dirtyBytes: 50 },
+    { index: 2, sizeBytes: 100, dirtyBytes: 51 },
+  ];
+  const drain = [{ disk: 1, dirtyBytes: 50 }];
+  t.same(planCatchUp(disks, []), { compare: [2], drain });
+  t.same(planCatchUp(disks, [0]), { compare: [0, 2], drain });
+  t.same(planCatchUp(disks, 'all'), { compare: [0, 1, 2], drain: [] });
+});
+
+t.test('ordered capture comes back when the writes fit the link', async (t) => {
+  const first = lost(null, 0);
+  const churn = { writtenPerSec: [50, 50, 50], linkPerSec: 100 };
+  t.equal(mayDrain(first, churn, 499).name, 'wait', 'not at once');
+  t.equal(mayDrain(first, churn, 500).name, 'go');
+  t.equal(mayDrain(first, { ...churn, writtenPerSec: [] }, 900).name, 'wait', 'not measured');
+  t.equal(
+    mayDrain(first, { writtenPerSec: [], linkPerSec: null }, 900).name,
+    'go',
+    'no link known',
+  );
+  const fast = { ...churn, writtenPerSec: [10, 90e6, 10], linkPerSec: 100e6 };
+  const held = mayDrain(first, fast, 900);
+  t.match(held, { name: 'wait', reason: /writes 90.0 MB\/s.*takes 100.0 MB\/s/ });
+  t.equal(mayDrain(first, fast, 10 * 60_000).name, 'go', 'now and then it is tried');
+  // Held, lost within a minute: a relapse waits longer and wants more room.
+  const again = lost({ ...first, resumedAtMs: 1000 }, 20_000);
+  t.equal(again.waitMs, 1000);
+  t.equal(mayDrain(again, { ...churn, writtenPerSec: [70, 70, 70] }, 30_000).name, 'wait');
+  t.equal(mayDrain(first, { ...churn, writtenPerSec: [70, 70, 70] }, 30_000).name, 'go');
+  const later = lost({ ...again, resumedAtMs: 30_000 }, 200_000);
+  t.same([later.waitMs, later.margin], [500, again.margin], 'held for a while: no longer wait');
+  t.same(lost({ ...again, resumedAtMs: 0 }, 11 * 60_000), lost(null, 11 * 60_000), 'forgiven');
+});
+
+t.test('only saturated seconds tell what the link takes', async (t) => {
+  const meter = new LinkMeter(0);
+  meter.acked(500, false);
+  meter.acked(500, true);
+  meter.sample(1000);
+  t.equal(meter.bytesPerSec(1000), null, 'the source was the slower one');
+  meter.acked(800, false);
+  meter.sample(2000);
+  meter.acked(1200, false);
+  meter.sample(4000);
+  t.equal(meter.bytesPerSec(4000), 800);
+  t.equal(meter.bytesPerSec(4000 + 11 * 60_000), null, 'too long ago');
 });
 
 t.test('a disk that grows', async (t) => {

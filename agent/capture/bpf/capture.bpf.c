@@ -359,7 +359,8 @@ int issue(struct bpf_raw_tracepoint_args *ctx) {
 
   if (op != OP_WRITE && !fresh.is_range) {
     ADD(c->disk_opaque[disk], 1);
-    if (!put_small(c, CAP_OPAQUE, CAP_LAST, disk, 0, 0, key, now, op)) lose_order(c, disk, CAP_R_OVERFLOW, now);
+    /* Without a record in the ring only the dirty map can tell it to whoever reads the ring next. */
+    if (!put_small(c, CAP_OPAQUE, CAP_LAST, disk, 0, 0, key, now, op)) give_up(c, disk, CAP_R_OVERFLOW, now);
     return 0;
   }
   if (!fresh.bio) return 0;

@@ -560,14 +560,14 @@ static void add(struct text *t, const char *format, ...) {
 }
 
 /* take: dirty blocks go to the taken map, set there before they are cleared here, so that a kill forgets none. */
-static void say_extents(u64 id, int at, int take, u64 max_bytes) {
+static void say_extents(u64 id, int at, int take, u64 max_bytes, u64 from_bytes) {
   struct cap_disk *d = &cfg->disk[at];
   struct text t = {0};
   u64 step = blocks_per_word(), from = 0, run = 0, total = 0, size = 1ull << cfg->block_shift;
   spread_all_dirty(at);
   add(&t, "{\"id\":%llu,\"extents\":[", (unsigned long long)id);
   int first = 1;
-  for (u64 b = 0;; b++) {
+  for (u64 b = from_bytes / size;; b++) {
     u64 g = d->first_block + b;
     int set = 0;
     if (b < d->blocks && total < max_bytes) {
@@ -738,6 +738,20 @@ static void emit(int *out_last, int *out_first, int r, u64 pos) {
   *out_last = r;
 }
 
+/* Of a request that goes on in the next batch: among the others by its position, which must rise. */
+static void emit_in_place(int *out_last, int *out_first, int r, u64 pos) {
+  int before = -1;
+  for (int k = *out_first; k >= 0 && records[k].w.pos <= pos; k = records[k].next) before = k;
+  if (before == *out_last) {
+    emit(out_last, out_first, r, pos);
+    return;
+  }
+  records[r].w.pos = pos;
+  records[r].next = before < 0 ? *out_first : records[before].next;
+  if (before < 0) *out_first = r;
+  else records[before].next = r;
+}
+
 /* An open request that is cut (overflow in its middle): whole sectors only, the torn one is read again. */
 static void square_off(int r, int from_start) {
   struct record *x = &records[r];
@@ -809,7 +823,7 @@ static void send_batch(int count, u64 end, int lost, int gap) {
     for (int k = open_list[o].first, next; k >= 0; k = next) {
       next = records[k].next;
       square_off(k, 0);
-      emit(&out_last, &out_first, k, items[records[k].last].pos);
+      emit_in_place(&out_last, &out_first, k, items[records[k].last].pos);
     }
   }
 
@@ -1136,9 +1150,9 @@ static void command(char *line) {
     say("{\"id\":%llu}", (unsigned long long)id);
   } else if (!strcmp(name, "dirty") || !strcmp(name, "take")) {
     int at = disk_at((u32)strtoul(s, &s, 10));
-    u64 max = strtoull(s, NULL, 10);
+    u64 max = strtoull(s, &s, 10), from = strtoull(s, NULL, 10);
     if (at < 0) say("{\"id\":%llu,\"failed\":\"no such disk\"}", (unsigned long long)id);
-    else say_extents(id, at, name[0] == 't', max ? max : ~0ull);
+    else say_extents(id, at, name[0] == 't', max ? max : ~0ull, from);
   } else if (!strcmp(name, "clear")) extents_command(id, s, 0);
   else if (!strcmp(name, "markdirty")) extents_command(id, s, 1);
   else if (!strcmp(name, "stop")) {
@@ -1177,6 +1191,9 @@ static void watch(void) {
   __atomic_store_n(&cfg->heartbeat_ns, now, __ATOMIC_SEQ_CST);
   u64 misses = recursion_misses() + cfg->untracked;
   if (misses != cfg->misses_seen) {
+    /* Which write was missed nobody knows; in the dirty map, so that a helper that dies now cannot forget it. */
+    for (u32 i = 0; i < cfg->disk_count; i++)
+      __atomic_store_n(&cfg->all_dirty[cfg->disk[i].index & (CAP_MAX_DISKS - 1)], 1, __ATOMIC_SEQ_CST);
     cfg->misses_seen = misses;
     go_tracking(CAP_R_MISSED);
     say("{\"event\":\"missed-events\",\"recursionMisses\":%llu}", (unsigned long long)misses);
