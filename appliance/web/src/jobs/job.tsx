@@ -113,15 +113,22 @@ function Figures(props: { job: Job }) {
   );
 }
 
+const MIRROR_KINDS = {
+  full: { title: 'Full mirror', skipped: 'unallocated, zero or swap' },
+  difference: { title: 'Difference mirror', skipped: 'equal on both sides' },
+  drain: { title: 'Drain of missed writes', skipped: '' },
+} as const;
+
 function DiskRow(props: { disk: JobDisk }) {
   const { disk } = props;
   const { mirror } = disk;
   const done = mirror ? percentOf(mirror.doneBytes, mirror.totalBytes) : 100;
-  const full = mirror?.kind === 'full';
-  const kind = full ? 'Full mirror' : 'Difference mirror';
+  const kind = mirror && MIRROR_KINDS[mirror.kind].title;
   const skipped =
     mirror &&
-    `of them ${formatBytes(mirror.skippedBytes)} skipped (${full ? 'unallocated, zero or swap' : 'equal on both sides'})`;
+    (mirror.kind === 'drain'
+      ? 'nothing but what was missed'
+      : `of them ${formatBytes(mirror.skippedBytes)} skipped (${MIRROR_KINDS[mirror.kind].skipped})`);
   return (
     <Tr id={`job-disk-${disk.name}`} data-disk-id={disk.diskId} data-testid="job-disk">
       <Td dataLabel="Disk">
