@@ -212,7 +212,7 @@ t.test('random bytes are never taken for a frame', async (t) => {
 });
 
 t.test('marks are read back, and what is no mark is refused', async (t) => {
-  const mark = { type: 'orderLost', reason: 'because' };
+  const mark = { type: 'orderLost', reason: 'because', compare: [3] };
   const frame = packMark(meta, mark);
   t.same(readMark(checkFrame(frame), frame), mark);
   for (const bad of [{ type: 'nonsense' }, { type: 'mirrorEnd', disk: -1, run: 1 }, 5, null]) {
