@@ -1,21 +1,12 @@
 /** The stream with the real capture, on loop devices: the agent is a process, and is killed. */
-import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
-import { once } from 'node:events';
+import { spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
 import { openBlockReader } from '../../agent/capture/capture.ts';
-import { ReplicationStream } from '../../appliance/replication/replication-stream.ts';
-import {
-  CaptureLab,
-  firstDifference,
-  MIB,
-  mixedWorkload,
-  run,
-  runAside,
-  unable,
-} from './capture.lab.ts';
-import { FaultProxy, PlainServer, until } from './stream.lab.ts';
+import { MIB, mixedWorkload, run, runAside, unable } from './capture.lab.ts';
+import { LiveLab } from './live.lab.ts';
+import { until } from './stream.lab.ts';
 
 const skip = unable();
 t.setTimeout(180_000);
@@ -23,110 +14,6 @@ t.setTimeout(180_000);
 t.before(() => {
   if (!skip) run('scripts/build-capture');
 });
-
-type TestLike = { teardown: (fn: () => unknown) => void };
-
-/** Loop devices on the one side, files of holes on the other. */
-class LiveLab {
-  readonly lab: CaptureLab;
-  readonly server = new PlainServer();
-  readonly proxy = new FaultProxy();
-  readonly disks: Array<ReturnType<CaptureLab['disk']>>;
-  stream!: ReplicationStream;
-  #agent: ChildProcess | undefined;
-
-  constructor(t: TestLike, sizesMiB: number[]) {
-    this.lab = new CaptureLab(t, 1200);
-    this.disks = sizesMiB.map((size) => this.lab.disk(size));
-    for (const { replica } of this.disks) {
-      const size = fs.statSync(replica).size;
-      fs.truncateSync(replica, 0);
-      fs.truncateSync(replica, size);
-    }
-    t.teardown(() => this.close());
-  }
-
-  async start(ringBytes = 64 * MIB): Promise<this> {
-    await this.server.listen();
-    await this.proxy.listen();
-    this.proxy.target = this.server.port;
-    this.stream = await ReplicationStream.open({
-      jobId: 'live',
-      jobDir: join(this.lab.dir, 'job'),
-      disks: this.disks.map(({ dev, sizeBytes, replica }, index) => ({
-        diskId: `disk-${index}`,
-        index,
-        devicePath: dev,
-        sizeBytes,
-        replicaPath: replica,
-        freshReplica: true,
-      })),
-      settings: { compression: 'fast', bandwidthLimitBytesPerSec: null },
-      limits: { journalBytes: 300 * MIB, segmentBytes: 16 * MIB, ringBytes },
-    });
-    this.server.stream = this.stream;
-    return this;
-  }
-
-  startAgent(...more: string[]): void {
-    this.#agent = spawn(
-      process.execPath,
-      [
-        '--disable-warning=ExperimentalWarning',
-        join(import.meta.dirname, 'stream-agent.ts'),
-        String(this.proxy.port),
-        this.lab.pinDir,
-        join(this.lab.dir, 'run'),
-        ...more,
-      ],
-      { stdio: ['ignore', 'ignore', 'inherit'] },
-    );
-  }
-
-  async stopAgent(signal: NodeJS.Signals): Promise<void> {
-    const agent = this.#agent;
-    this.#agent = undefined;
-    if (!agent || agent.exitCode !== null) return;
-    agent.kill(signal);
-    await once(agent, 'exit');
-  }
-
-  /** What the disks hold now has come over: a mark behind it is durable, and nothing is left to do. */
-  async settled(): Promise<void> {
-    run('sync');
-    const from = Date.now();
-    await until(
-      'the stream to be protected behind the last write',
-      () => {
-        const { phase, newestPointMs } = this.stream.state();
-        return phase.name === 'protected' && (newestPointMs ?? 0) > from + 1500;
-      },
-      60_000,
-    ).catch((error) => {
-      throw new Error(`${error.message}\n${JSON.stringify(this.stream.state())}`);
-    });
-    await this.stream.drainApply();
-  }
-
-  /**
-   * Where source and replica first differ, by disk. Asked again while they do: a file system that another mount
-   * namespace of the machine still holds goes on writing after its umount here.
-   */
-  async differences(): Promise<Array<number | undefined>> {
-    for (let tries = 0; ; tries++) {
-      const found = this.disks.map(({ dev, replica }) => firstDifference(dev, replica));
-      if (tries === 5 || found.every((at) => at === undefined)) return found;
-      await this.settled();
-    }
-  }
-
-  async close(): Promise<void> {
-    await this.stopAgent('SIGKILL');
-    await this.stream?.close();
-    await this.proxy.close();
-    await this.server.close();
-  }
-}
 
 /**
  * Replays the file system's journal and checks it. Not read-only: an unmounted file system can still be held by another
