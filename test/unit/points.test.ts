@@ -108,12 +108,13 @@ class Script {
 
   lose(dtMs: number): void {
     if (this.record.order.name === 'lost') return;
-    this.#add({}, { type: 'orderLost', reason: 'the ring buffer overflowed' }, dtMs);
+    this.#add({}, { type: 'orderLost', reason: 'the ring buffer overflowed', compare: [] }, dtMs);
   }
 
   resume(disks: number[], dtMs: number): void {
     if (this.record.order.name !== 'lost') return;
-    this.#add({}, { type: 'orderResumed', disks, reason: 'the ring buffer overflowed' }, dtMs);
+    const reason = 'the ring buffer overflowed';
+    this.#add({}, { type: 'orderResumed', compare: disks, drain: [], reason }, dtMs);
   }
 
   /** As far as one is needed. */
