@@ -68,7 +68,7 @@ export class FrameKeeper implements StreamLink {
       durable: { seq: 0, capturePos: 0 },
       binding: null,
       orderLost: null,
-  intakeOpen: true,
+      intakeOpen: true,
     });
     await until('the stream to be ready', () => {
       const failed = this.messages.find(({ type }) => type === 'jobFailed');

@@ -135,7 +135,10 @@ async function round(context: RoundContext): Promise<RoundResult> {
     if (n === 0) await until('order to be lost', () => losses > 0, 120_000).catch(() => {});
   }
   if (random(2) === 0) {
-    // The way back with the load going on; else it is stopped first.
+    // The way back with a load going on, one that fits so small a ring on a busy machine; else it is stopped first.
+    await load.stop();
+    const [one] = live.disks;
+    load.start(one!.dev, one!.sizeBytes, random(2 ** 30), '256k');
     await until('order to be held under load', () => live.stream.state().consistent, 240_000);
     did.push('held under load');
   }
