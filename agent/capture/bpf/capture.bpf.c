@@ -14,8 +14,12 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-/* Steps per program; with 32 tail calls a request may have 4096 pieces (16 MiB) and mark 4 GiB. */
-#define COPY_STEPS 128
+/*
+ * Steps per program; with 32 tail calls a request may have 2048 pieces (8 MiB of scattered pages) and mark 4 GiB. The
+ * first few pieces are copied without a tail call and without looking the request up: that is all of a small write.
+ */
+#define COPY_STEPS 64
+#define INLINE_STEPS 2
 #define RANGE_STEPS 64
 #define MARK_STEPS 512
 
@@ -79,14 +83,15 @@ struct {
   __type(value, u32);
 } programs SEC(".maps");
 
-struct big_slot {
-  struct cap_rec h;
-  u8 d[CAP_PIECE];
-};
-struct small_slot {
-  struct cap_rec h;
-  u8 d[CAP_SMALL];
-};
+#define SLOT(name, bytes) \
+  struct name {           \
+    struct cap_rec h;     \
+    u8 d[bytes];          \
+  }
+SLOT(huge_slot, CAP_HUGE);
+SLOT(large_slot, CAP_LARGE);
+SLOT(page_slot, CAP_PIECE);
+SLOT(small_slot, CAP_SMALL);
 
 #define ADD(field, n) __sync_fetch_and_add(&(field), (n))
 #define LOAD(field) (*(volatile typeof(field) *)&(field))
@@ -229,6 +234,27 @@ static __always_inline int mark_step(struct cap_cfg *c, struct cap_inflight *e) 
   return 0;
 }
 
+/* Constant at load time. */
+static __always_inline int known_bio_vec(void) {
+  struct bio_vec *v = 0;
+  return bpf_core_type_size(struct bio_vec) == sizeof(struct plain_bio_vec) && bpf_core_field_offset(v->bv_page) == 0 &&
+         bpf_core_field_offset(v->bv_len) == 8 && bpf_core_field_offset(v->bv_offset) == 12;
+}
+
+/* Copies `n` bytes into a slot of the given type. Evaluates to 0, or minus the reason. */
+#define PUT_DATA(type, n)                                                              \
+  ({                                                                                   \
+    long failed_ = -CAP_R_OVERFLOW;                                                    \
+    struct type *s_ = bpf_ringbuf_reserve(&ring, sizeof *s_, 0);                       \
+    if (s_) {                                                                          \
+      fill(&s_->h, c, CAP_WRITE, flags, e->disk, e->pos, (n), rq, e->boot_ns, 0);      \
+      failed_ = bpf_probe_read_kernel(s_->d, (n), (void *)e->va) ? -CAP_R_COPY : 0;    \
+      if (failed_) bpf_ringbuf_discard(s_, BPF_RB_NO_WAKEUP);                          \
+      else bpf_ringbuf_submit(s_, flags ? wake_flags(c) : BPF_RB_NO_WAKEUP);           \
+    }                                                                                  \
+    failed_;                                                                           \
+  })
+
 /* One piece per call. 0: more to do, 1: the request is complete in the ring, otherwise minus the reason. */
 static __always_inline int copy_step(struct cap_cfg *c, struct cap_inflight *e, u64 rq) {
   if (!e->left) {
@@ -237,18 +263,16 @@ static __always_inline int copy_step(struct cap_cfg *c, struct cap_inflight *e, 
     e->bio = (u64)BPF_CORE_READ(b, bi_next);
     if (!e->bio) return -CAP_R_COPY;
     open_bio(e);
-    return 0;
   }
   if (!e->bv_left) {
-    struct bio_vec *v = (struct bio_vec *)(e->bv + (u64)e->idx * 16);
-    u64 page = (u64)BPF_CORE_READ(v, bv_page);
-    u32 len = BPF_CORE_READ(v, bv_len);
-    if (!page || len < e->bv_done) return -CAP_R_COPY;
-    e->va = page_address(c, page) + BPF_CORE_READ(v, bv_offset) + e->bv_done;
-    e->bv_left = len - e->bv_done;
+    struct plain_bio_vec v = {};
+    if (!known_bio_vec() || bpf_probe_read_kernel(&v, sizeof v, (void *)(e->bv + (u64)e->idx * sizeof v))) return -CAP_R_COPY;
+    if (!v.page || v.len < e->bv_done) return -CAP_R_COPY;
+    e->va = page_address(c, v.page) + v.offset + e->bv_done;
+    e->bv_left = v.len - e->bv_done;
     e->idx++;
     e->bv_done = 0;
-    return 0;
+    if (!e->bv_left) return 0;
   }
   u32 n = e->bv_left, left = e->left, remaining = e->remaining;
   if (n > left) n = left;
@@ -256,25 +280,23 @@ static __always_inline int copy_step(struct cap_cfg *c, struct cap_inflight *e, 
   long failed;
   if (n <= CAP_SMALL) {
     flags = n >= remaining ? CAP_LAST : 0;
-    struct small_slot *s = bpf_ringbuf_reserve(&ring, sizeof *s, 0);
-    if (!s) return -CAP_R_OVERFLOW;
-    fill(&s->h, c, CAP_WRITE, flags, e->disk, e->pos, n, rq, e->boot_ns, 0);
-    failed = bpf_probe_read_kernel(s->d, n, (void *)e->va);
-    if (failed) bpf_ringbuf_discard(s, BPF_RB_NO_WAKEUP);
-    else bpf_ringbuf_submit(s, flags ? wake_flags(c) : BPF_RB_NO_WAKEUP);
+    failed = PUT_DATA(small_slot, n);
+  } else if (n >= CAP_HUGE) {
+    n = CAP_HUGE;
+    flags = n >= remaining ? CAP_LAST : 0;
+    failed = PUT_DATA(huge_slot, CAP_HUGE);
+  } else if (n >= CAP_LARGE) {
+    n = CAP_LARGE;
+    flags = n >= remaining ? CAP_LAST : 0;
+    failed = PUT_DATA(large_slot, CAP_LARGE);
   } else {
     if (n > CAP_PIECE) n = CAP_PIECE;
     flags = n >= remaining ? CAP_LAST : 0;
-    struct big_slot *s = bpf_ringbuf_reserve(&ring, sizeof *s, 0);
-    if (!s) return -CAP_R_OVERFLOW;
-    fill(&s->h, c, CAP_WRITE, flags, e->disk, e->pos, n, rq, e->boot_ns, 0);
-    failed = bpf_probe_read_kernel(s->d, n, (void *)e->va);
-    if (failed) bpf_ringbuf_discard(s, BPF_RB_NO_WAKEUP);
-    else bpf_ringbuf_submit(s, flags ? wake_flags(c) : BPF_RB_NO_WAKEUP);
+    failed = PUT_DATA(page_slot, n);
   }
   if (failed) {
-    ADD(c->copy_failures, 1);
-    return -CAP_R_COPY;
+    if (failed == -CAP_R_COPY) ADD(c->copy_failures, 1);
+    return failed;
   }
   e->pos += n;
   e->va += n;
@@ -365,14 +387,13 @@ int issue(struct bpf_raw_tracepoint_args *ctx) {
   }
   if (!fresh.bio) return 0;
 
-  /* In the table before anything else: what a barrier or a mode switch does not find there has yet to read the mode. */
+  /*
+   * In the table before anything else: what a barrier or a mode switch does not find there has yet to read the mode.
+   * `captured` is said beforehand: nobody acts on it before the request completes, and it is taken back below.
+   */
+  fresh.captured = 1;
   if (bpf_map_update_elem(&inflight, &key, &fresh, BPF_ANY)) {
     ADD(c->untracked, 1);
-    give_up(c, disk, CAP_R_INFLIGHT, now);
-    return 0;
-  }
-  struct cap_inflight *e = bpf_map_lookup_elem(&inflight, &key);
-  if (!e) {
     give_up(c, disk, CAP_R_INFLIGHT, now);
     return 0;
   }
@@ -382,19 +403,34 @@ int issue(struct bpf_raw_tracepoint_args *ctx) {
     lose_order(c, disk, CAP_R_NO_CONSUMER, now);
     mode = CAP_TRACKING;
   }
-  if (mode == CAP_ORDERED) {
-    e->captured = 1;
-    if (e->is_range) {
+  int r = 0;
+  if (mode == CAP_ORDERED && !fresh.is_range) {
+    open_bio(&fresh);
+    for (u32 i = 0; i < INLINE_STEPS; i++) {
+      r = copy_step(c, &fresh, key);
+      if (r) break;
+    }
+    if (r > 0) return 0;
+  }
+  struct cap_inflight *e = bpf_map_lookup_elem(&inflight, &key);
+  if (!e) {
+    give_up(c, disk, CAP_R_INFLIGHT, now);
+    return 0;
+  }
+  if (mode == CAP_ORDERED && r == 0) {
+    if (fresh.is_range) {
       bpf_tail_call(ctx, &programs, CAP_P_RANGE);
     } else {
-      open_bio(e);
+      *e = fresh;
       bpf_tail_call(ctx, &programs, CAP_P_COPY);
     }
-  } else {
-    ADD(c->disk_drops[disk], 1);
-    mark_start(e, e->bio);
-    bpf_tail_call(ctx, &programs, CAP_P_MARK);
+    r = -CAP_R_TOO_LARGE;
   }
+  e->captured = 0;
+  if (mode == CAP_ORDERED) lose_order(c, disk, -r, now);
+  else ADD(c->disk_drops[disk], 1);
+  mark_start(e, e->is_range ? (u64)BPF_CORE_READ(rq, bio) : 0);
+  bpf_tail_call(ctx, &programs, CAP_P_MARK);
   give_up(c, disk, CAP_R_TOO_LARGE, now);
   return 0;
 }

@@ -50,6 +50,11 @@ struct bio_vec {
   unsigned int bv_len;
   unsigned int bv_offset;
 } CORE;
+/* The same as it is laid out in all kernels so far, to read it as a whole; known_bio_vec() proves it. */
+struct plain_bio_vec {
+  u64 page;
+  u32 len, offset;
+};
 struct bvec_iter {
   u64 bi_sector;
   unsigned int bi_size, bi_idx, bi_bvec_done;

@@ -11,9 +11,12 @@ typedef uint16_t u16;
 typedef uint8_t u8;
 #endif
 
-#define CAP_LAYOUT 1
+#define CAP_LAYOUT 2
 #define CAP_MAGIC 0x5041434459545355ULL
 #define CAP_MAX_DISKS 64
+/* Slots of the ring: a reservation's size must be a constant, and a slot is only taken if it is filled. */
+#define CAP_HUGE 65536
+#define CAP_LARGE 16384
 #define CAP_PIECE 4096
 #define CAP_SMALL 512
 
@@ -85,10 +88,12 @@ struct cap_cfg {
   u64 heartbeat_ns;
   u64 epoch;
   u64 drops;
-  u32 waiting, pad2;
   u64 next_mark;
   u64 order_pos, base_drops, prev_base_drops; /* order held: drops == base at or after order_pos, prev_base before */
   u8 pad3[64];
+
+  u32 waiting, pad2; /* on a line of its own: it changes all the time, and every write reads what is above */
+  u8 pad4[64];
 
   u64 copy_failures, untracked, requeues, late_marks;
   u64 disk_drops[CAP_MAX_DISKS], disk_failed[CAP_MAX_DISKS], disk_opaque[CAP_MAX_DISKS], disk_overlaps[CAP_MAX_DISKS];
