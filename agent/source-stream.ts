@@ -6,6 +6,7 @@
  */
 import { randomUUID } from 'node:crypto';
 import { mkdir, readFile, rename, unlink, writeFile } from 'node:fs/promises';
+import { totalmem } from 'node:os';
 import { join } from 'node:path';
 import type { CompareDisks } from '../protocol/compare-disks.ts';
 import { type ControlMessage, type ControlOf, toErrorMessage } from '../protocol/control.ts';
@@ -20,6 +21,7 @@ import type {
   CaptureStart,
   CaptureStatus,
 } from './capture/capture.ts';
+import { ringBytesFor, windowBytesFor } from './capture/ring-size.ts';
 import { CHUNK_BYTES, type MirrorAsk, type MirrorHost, runMirror } from './mirror/mirror-run.ts';
 import { runReread } from './mirror/reread.ts';
 import { SwapAreas } from './mirror/swap-areas.ts';
@@ -31,6 +33,7 @@ import { LinkMeter } from './send/link-meter.ts';
 import { Order } from './send/order.ts';
 import { decideResume, type Remembered } from './send/resume.ts';
 import { TokenBucket } from './send/token-bucket.ts';
+import { cpuPercent, ownUsage } from './service/usage.ts';
 
 /** What the stream needs of a connection; protocol/link.ts is one. */
 export interface StreamLink {
@@ -64,7 +67,6 @@ export interface SourceStreamOptions {
 
 type Job = ControlOf<'configureJob'>;
 
-const WINDOW_BYTES = 32 * 1024 * 1024;
 /** A frame is closed at this size, or so long after its first record, whichever comes first; batches stay whole. */
 const FRAME_BYTES = 512 * 1024;
 const FRAME_MS = 20;
@@ -207,7 +209,7 @@ export class SourceStream {
   async #configure(job: Job): Promise<void> {
     const link = this.#link;
     if (!link || link.closed) return;
-    if (this.#session && (this.#job?.jobId !== job.jobId || !sameDisks(this.#job, job))) {
+    if (this.#session && (this.#job?.jobId !== job.jobId || !sameCapture(this.#job, job))) {
       await this.#end(this.#job?.jobId !== job.jobId);
     }
     this.#job = job;
@@ -232,8 +234,9 @@ export class SourceStream {
   }
 }
 
-/** Only a disk that was added or taken away asks for another capture; sizes are followed while it runs. */
-const sameDisks = (a: Job, b: Job): boolean =>
+/** Only another ring, or a disk that was added or taken away, asks for another capture; sizes are followed while it runs. */
+const sameCapture = (a: Job, b: Job): boolean =>
+  a.ringBytes === b.ringBytes &&
   a.disks.length === b.disks.length &&
   a.disks.every(({ index, devicePath }) =>
     b.disks.some((other) => other.index === index && other.devicePath === devicePath),
@@ -342,7 +345,7 @@ class Session {
     const start = await capture.start(
       job.disks.map(({ index, devicePath, sizeBytes }) => ({ index, devicePath, sizeBytes })),
       {
-        ringBytes: job.ringBytes,
+        ringBytes: ringBytesFor(totalmem(), job.ringBytes),
         pinDir: options.pinDir,
         consumerTimeoutMs: options.consumerTimeoutMs,
       },
@@ -361,6 +364,12 @@ class Session {
       if (mode.mode === 'tracking') session.#loseOrder(trackingReason(mode.reason));
     });
     return session;
+  }
+
+  get #windowBytes(): number {
+    return (
+      this.#options.windowBytes ?? windowBytesFor(ringBytesFor(totalmem(), this.#job.ringBytes))
+    );
   }
 
   get #signal(): AbortSignal {
@@ -438,7 +447,7 @@ class Session {
 
   #begin(job: Job, fromPos: number | null): void {
     this.#epoch = { journalId: job.journalId, epoch: job.streamEpoch };
-    this.#window = new Window(job.durable.seq + 1, this.#options.windowBytes ?? WINDOW_BYTES);
+    this.#window = new Window(job.durable.seq + 1, this.#windowBytes);
     this.#consumedPos = fromPos ?? this.#releasedPos;
     this.#openEndPos = this.#consumedPos;
     this.#batchEndPos = this.#consumedPos;
@@ -1090,7 +1099,13 @@ class Session {
 
   // ---- status --------------------------------------------------------------------------------------------------
 
-  #lastStatus = { atMs: performance.now(), readBytes: 0, writtenBytes: 0 };
+  #lastStatus = {
+    atMs: performance.now(),
+    readBytes: 0,
+    writtenBytes: 0,
+    agentCpuMs: ownUsage().cpuMs,
+    helperCpuMs: 0,
+  };
 
   /** Each second, and when order changes: what a person sees must not be a second behind. */
   #tellStatus(): void {
@@ -1124,6 +1139,7 @@ class Session {
     this.#measure(status);
     const order = this.#order.state;
     const attached = this.#attached;
+    const own = ownUsage();
     attached?.link.send({
       type: 'status',
       jobId: this.#job.jobId,
@@ -1141,8 +1157,25 @@ class Session {
       })),
       readBytesPerSec: rate(this.#readBytes - this.#lastStatus.readBytes),
       writeBytesPerSec: rate(this.#writtenBytes - this.#lastStatus.writtenBytes),
+      usage: {
+        agentCpuPercent: cpuPercent(this.#lastStatus.agentCpuMs, own.cpuMs, seconds * 1000),
+        agentRssBytes: own.rssBytes,
+        helperCpuPercent: cpuPercent(
+          this.#lastStatus.helperCpuMs,
+          status.helper.cpuMs,
+          seconds * 1000,
+        ),
+        helperRssBytes: status.helper.rssBytes,
+        windowBytes: window.limitBytes,
+      },
     });
-    this.#lastStatus = { atMs: now, readBytes: this.#readBytes, writtenBytes: this.#writtenBytes };
+    this.#lastStatus = {
+      atMs: now,
+      readBytes: this.#readBytes,
+      writtenBytes: this.#writtenBytes,
+      agentCpuMs: own.cpuMs,
+      helperCpuMs: status.helper.cpuMs,
+    };
   }
 
   #measured = { atMs: performance.now(), writtenBytes: 0 };

@@ -134,6 +134,15 @@ export const Status = message('status', {
   ),
   readBytesPerSec: Type.Number({ minimum: 0 }),
   writeBytesPerSec: Type.Number({ minimum: 0, description: 'captured on the source' }),
+  /** What the agent takes of the source; per cent of one processor, memory beside the ring. */
+  usage: Type.Object({
+    agentCpuPercent: Type.Number({ minimum: 0 }),
+    agentRssBytes: Bytes,
+    helperCpuPercent: Type.Number({ minimum: 0 }),
+    helperRssBytes: Bytes,
+    /** The bound of the frames on the way, part of the agent's memory. */
+    windowBytes: Bytes,
+  }),
 });
 export const HashRequest = message('hashRequest', {
   requestId: Id,
@@ -185,6 +194,7 @@ export const ConfigureJob = message('configureJob', {
   disks: Type.Array(WireDisk, { minItems: 1, maxItems: 64 }),
   compression: CompressionName,
   bandwidthLimitBytesPerSec: BandwidthLimit,
+  /** Of the ring in the source's memory; 0: the agent chooses by the memory's size. */
   ringBytes: Bytes,
   /** What the journal holds durably: the stream goes on right after it. */
   durable: Type.Object({ seq: Seq, capturePos: Bytes }),

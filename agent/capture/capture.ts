@@ -83,6 +83,8 @@ export type CaptureStatus = {
   recursionMisses: number;
   requeues: number;
   inFlight: number;
+  /** Of the helper process; its memory without the mapped ring and dirty maps. */
+  helper: { cpuMs: number; rssBytes: number };
 };
 
 export type CaptureStart = {

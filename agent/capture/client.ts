@@ -238,6 +238,7 @@ export class HelperCapture implements Capture {
       recursionMisses: Number(a.recursionMisses),
       requeues: Number(a.requeues),
       inFlight: Number(a.inFlight),
+      helper: { cpuMs: Number(a.cpuMs), rssBytes: Number(a.rssBytes) },
     };
   }
 

@@ -253,6 +253,14 @@ export type Compression = Static<typeof Compression>;
 const HistoryHours = Nullable(Type.Integer({ minimum: 1, maximum: 8784 }));
 /** What the job's journal may take of the journal disk; null or absent: an equal share. */
 const HistoryBytes = Nullable(Type.Integer({ minimum: 1024 ** 3 }));
+/** A power of two is made of it, and never more than an eighth of the source server's memory. */
+const RingBytes = Nullable(
+  Type.Integer({
+    minimum: 16 * 1024 * 1024,
+    maximum: 1024 * 1024 * 1024,
+    description: "of the capture's ring in the source's memory; null: by the memory's size",
+  }),
+);
 export const ProtectRequest = Type.Object({
   sourceId: Id,
   diskIds: Type.Array(Id, { minItems: 1 }),
@@ -265,6 +273,7 @@ export const ProtectRequest = Type.Object({
   bandwidthLimitBytesPerSec: Nullable(Type.Integer({ minimum: 65536 })),
   historyHours: Type.Optional(HistoryHours),
   historyBytes: Type.Optional(HistoryBytes),
+  ringBytes: Type.Optional(RingBytes),
 });
 export type ProtectRequest = Static<typeof ProtectRequest>;
 export const ProtectPlan = Type.Object({
@@ -331,6 +340,22 @@ export const JobFigures = Type.Object({
   applyBacklogBytes: Type.Number(),
   journalBytes: Type.Number(),
   newestPointAt: Nullable(Iso),
+  agent: Nullable(
+    Type.Object(
+      {
+        ringBytes: Type.Number(),
+        ringUsedBytes: Type.Number(),
+        agentCpuPercent: Type.Number({ description: 'of one processor' }),
+        agentRssBytes: Type.Number({ description: 'beside the ring' }),
+        helperCpuPercent: Type.Number({ description: 'of one processor' }),
+        helperRssBytes: Type.Number({ description: 'beside the ring' }),
+        windowBytes: Type.Number({
+          description: "bound of the frames on the way, part of the agent's memory",
+        }),
+      },
+      { description: 'what the agent takes of the source server; null while it is away' },
+    ),
+  ),
 });
 export type JobFigures = Static<typeof JobFigures>;
 export const Job = Type.Object({
@@ -353,6 +378,7 @@ export const JobSettingsPatch = Type.Object({
   bandwidthLimitBytesPerSec: Type.Optional(Nullable(Type.Integer({ minimum: 65536 }))),
   historyHours: Type.Optional(HistoryHours),
   historyBytes: Type.Optional(HistoryBytes),
+  ringBytes: Type.Optional(RingBytes),
 });
 export type JobSettingsPatch = Static<typeof JobSettingsPatch>;
 

@@ -665,8 +665,8 @@ export class JobActor {
   }
 
   #streamSettings() {
-    const { compression, bandwidthLimitBytesPerSec } = this.row.settings;
-    return { compression, bandwidthLimitBytesPerSec };
+    const { compression, bandwidthLimitBytesPerSec, ringBytes = null } = this.row.settings;
+    return { compression, bandwidthLimitBytesPerSec, ringBytes };
   }
 
   #inTurn<T>(work: () => Promise<T>): Promise<T> {

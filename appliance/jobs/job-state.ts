@@ -88,6 +88,7 @@ const NO_FIGURES: Job['figures'] = {
   applyBacklogBytes: 0,
   journalBytes: 0,
   newestPointAt: null,
+  agent: null,
 };
 
 /** The job as the API shows it. */
@@ -133,6 +134,7 @@ export function jobView(row: JobRow, live: LiveFacts): Job {
           applyBacklogBytes: view.applyBacklogBytes,
           journalBytes: view.journalBytes,
           newestPointAt: iso(view.newestPointMs),
+          agent: view.agent,
         }
       : NO_FIGURES,
     settings: row.settings,

@@ -64,6 +64,8 @@ export interface StreamDisk {
 export interface StreamSettings {
   compression: Compression;
   bandwidthLimitBytesPerSec: number | null;
+  /** Of the ring in the source's memory; null: as the limits say. */
+  ringBytes?: number | null;
 }
 
 export interface StreamLimits {
@@ -73,7 +75,7 @@ export interface StreamLimits {
   historyBytes?: number;
   /** How far the history goes back from the newest frame; no limit by time if absent or null. */
   historyMs?: number | null;
-  /** The agent's ring in the source's memory. */
+  /** Of the ring in the source's memory, if the settings leave it open; 0 or absent: the agent chooses by its size. */
   ringBytes?: number;
   segmentBytes?: number;
 }
@@ -159,6 +161,20 @@ export interface StreamView {
   consistent: boolean;
   /** Source's wall clock of the newest consistent durable frame; null if there is none. */
   newestPointMs: number | null;
+  /** What the agent takes of the source server, as it last said; null while it is away. */
+  agent: StreamAgent | null;
+}
+
+export interface StreamAgent {
+  ringBytes: number;
+  ringUsedBytes: number;
+  /** Per cent of one processor, and resident memory beside the ring: of the agent and of its capture helper. */
+  agentCpuPercent: number;
+  agentRssBytes: number;
+  helperCpuPercent: number;
+  helperRssBytes: number;
+  /** The bound of the frames that are on the way, part of the agent's memory. */
+  windowBytes: number;
 }
 
 export interface StreamEvents {
@@ -180,7 +196,6 @@ interface Connection {
   hashing: number;
 }
 
-const DEFAULT_RING_BYTES = 64 * 1024 * 1024;
 const JOURNAL_RETRY_MS = 5_000;
 const CHANGE_MS = 200;
 /** Lag above this is shown as catching up. */
@@ -324,10 +339,28 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
 
   // ---- what the job service does -------------------------------------------------------------------------------
 
-  /** Change compression or bandwidth limit; the agent is told at once. */
+  get #ringBytes(): number {
+    return this.#settings.ringBytes ?? this.#limits.ringBytes ?? 0;
+  }
+
+  /**
+   * Change the settings; the agent is told at once. Another ring is another capture: the disks are compared anew, in a
+   * new epoch.
+   */
   configure(settings: StreamSettings): void {
+    const before = this.#ringBytes;
     this.#settings = settings;
-    this.#connection?.channel.send({ type: 'tuneJob', jobId: this.jobId, ...settings });
+    const { compression, bandwidthLimitBytesPerSec } = settings;
+    const connection = this.#connection;
+    if (connection && this.#ringBytes !== before) this.#sendConfigure(connection);
+    else {
+      connection?.channel.send({
+        type: 'tuneJob',
+        jobId: this.jobId,
+        compression,
+        bandwidthLimitBytesPerSec,
+      });
+    }
   }
 
   /** Take no more frames; resolves when everything taken is durable. Frames on the way are not acknowledged. */
@@ -622,7 +655,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
           })),
           compression: this.#settings.compression,
           bandwidthLimitBytesPerSec: this.#settings.bandwidthLimitBytesPerSec,
-          ringBytes: this.#limits.ringBytes ?? DEFAULT_RING_BYTES,
+          ringBytes: this.#ringBytes,
           durable: {
             seq: this.#journal.durableSeq,
             capturePos: bound ? this.#durable.capturePos : 0,
@@ -1019,6 +1052,11 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
       journalBytes: this.#journal.bytes,
       consistent: isWhole(record),
       newestPointMs: this.#newestPointMs,
+      agent: status && {
+        ringBytes: status.ring.sizeBytes,
+        ringUsedBytes: status.ring.usedBytes,
+        ...status.usage,
+      },
     };
   }
 

@@ -57,13 +57,16 @@ function asUnit(): string[] {
   const ionice = ['ionice', '-c', classes[settings.get('IOSchedulingClass') ?? ''] ?? '2'];
   const level = settings.get('IOSchedulingPriority');
   if (level && ionice[2] === '2') ionice.push('-n', level);
-  return ['nice', '-n', settings.get('Nice') ?? '0', ...ionice];
+  const policies: Record<string, string> = { batch: '-b', idle: '-i', other: '-o' };
+  const policy = policies[settings.get('CPUSchedulingPolicy') ?? ''] ?? '-o';
+  return ['nice', '-n', settings.get('Nice') ?? '0', 'chrt', policy, '0', ...ionice];
 }
 
 export interface LabOptions {
   medium: Medium;
   priority: Priority;
   diskMiB: number;
+  /** Undefined: what the agent chooses by this machine's memory. */
   ringBytes?: number;
 }
 
@@ -145,7 +148,7 @@ export class BenchLab {
           freshReplica: true,
         },
       ],
-      ringBytes: this.options.ringBytes ?? 64 * MIB,
+      ringBytes: this.options.ringBytes ?? 0,
       journalBytes: 1024 * MIB,
       pem: join(this.dir, 'both.pem'),
     };

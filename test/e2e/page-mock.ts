@@ -291,6 +291,7 @@ export async function startPageMock(options: PageMockOptions): Promise<PageMock>
     applyBacklogBytes: 0,
     journalBytes: 0,
     newestPointAt: null,
+    agent: null,
     ...change,
   });
 
@@ -386,6 +387,15 @@ export async function startPageMock(options: PageMockOptions): Promise<PageMock>
         applyBacklogBytes: 300 * 1024,
         journalBytes: 1.4 * GIB + (seq - 40_000) * 4096,
         newestPointAt: iso(lagMs),
+        agent: {
+          ringBytes: 128 * 2 ** 20,
+          ringUsedBytes: 3 * 2 ** 20,
+          agentCpuPercent: 4.2,
+          agentRssBytes: 118 * 2 ** 20,
+          helperCpuPercent: 0.8,
+          helperRssBytes: 3 * 2 ** 20,
+          windowBytes: 32 * 2 ** 20,
+        },
       }),
     });
     later(Math.max(250, stepMs), () => replicate(jobId, seq + 37));

@@ -4,7 +4,7 @@ import fs from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
 import { openBlockReader } from '../../agent/capture/capture.ts';
-import { MIB, mixedWorkload, run, runAside, unable } from './capture.lab.ts';
+import { directWrite, MIB, mixedWorkload, run, runAside, unable } from './capture.lab.ts';
 import { LiveLab } from './live.lab.ts';
 import { until } from './stream.lab.ts';
 
@@ -166,3 +166,32 @@ t.test('blocks are read past the page cache', { skip }, async (t) => {
   t.equal(data.length, MIB);
   t.equal(zero, false);
 });
+
+t.test(
+  'another ring: the disks are compared, and the agent says what it takes',
+  { skip },
+  async (t) => {
+    const live = await new LiveLab(t, [32]).start(16 * MIB);
+    const [disk] = live.disks as [(typeof live.disks)[0]];
+    live.startAgent();
+    await until('the first mirror', () => live.stream.state().phase.name === 'protected');
+    await until('the agent to say what it takes', () => live.stream.state().agent !== null);
+    const before = live.stream.state().agent!;
+    t.equal(before.ringBytes, 16 * MIB);
+    t.ok(before.agentRssBytes > 10 * MIB, 'its memory');
+    t.ok(before.helperRssBytes > 0 && before.helperRssBytes < 64 * MIB, 'without the mapped ring');
+    await directWrite(disk.dev, 4 * MIB, MIB);
+    live.stream.configure({
+      compression: 'none',
+      bandwidthLimitBytesPerSec: null,
+      ringBytes: 32 * MIB,
+    });
+    // Seen red with the ring left out of what makes two captures the same.
+    await until('the other ring', () => live.stream.state().agent?.ringBytes === 32 * MIB);
+    await until('order', () => live.stream.state().consistent);
+    t.equal(live.stream.epoch, 2);
+    await live.settled();
+    t.same(live.differences(), none(live));
+    t.match(live.stream.state().disks[0]!.mirror, { kind: 'difference' });
+  },
+);

@@ -299,6 +299,7 @@ class ScriptedCapture implements Capture {
       recursionMisses: 0,
       requeues: 0,
       inFlight: kernel.inFlight.size,
+      helper: { cpuMs: 0, rssBytes: 0 },
     };
   }
 

@@ -1007,6 +1007,25 @@ static void per_disk(struct text *t, const char *name, const u64 *values) {
   add(t, "}");
 }
 
+/* Without what it maps of the ring and the dirty maps. */
+static u64 own_rss_bytes(void) {
+  char t[4096];
+  u64 kib = 0;
+  if (read_text("/proc/self/status", t, sizeof t) < 0) return 0;
+  const char *const names[] = {"RssAnon:", "VmExe:"};
+  for (int i = 0; i < 2; i++) {
+    const char *at = strstr(t, names[i]);
+    if (at) kib += strtoull(at + strlen(names[i]), NULL, 10);
+  }
+  return kib * 1024;
+}
+
+static u64 own_cpu_ms(void) {
+  struct rusage r;
+  getrusage(RUSAGE_SELF, &r);
+  return (u64)(r.ru_utime.tv_sec + r.ru_stime.tv_sec) * 1000 + (u64)(r.ru_utime.tv_usec + r.ru_stime.tv_usec) / 1000;
+}
+
 static void say_status(u64 id) {
   u64 now = boot_ns(), prod = producer_pos(), cons = *consumer;
   const char *mode = mode_json();
@@ -1024,6 +1043,7 @@ static void say_status(u64 id) {
   add(&t, ",\"writtenBytes\":%llu,\"copyFailures\":%llu,\"requeues\":%llu", (unsigned long long)sum.bytes,
       (unsigned long long)cfg->copy_failures, (unsigned long long)cfg->requeues);
   add(&t, ",\"recursionMisses\":%llu,\"inFlight\":%u", (unsigned long long)(recursion_misses() + cfg->untracked), inflight_count(~0ull, NULL));
+  add(&t, ",\"cpuMs\":%llu,\"rssBytes\":%llu", (unsigned long long)own_cpu_ms(), (unsigned long long)own_rss_bytes());
   per_disk(&t, "drops", cfg->disk_drops);
   per_disk(&t, "failedWrites", cfg->disk_failed);
   per_disk(&t, "opaqueCommands", cfg->disk_opaque);

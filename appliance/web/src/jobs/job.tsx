@@ -42,6 +42,8 @@ import { FailoverDialog } from './failover-dialog.tsx';
 import {
   compressionLabel,
   limitBytesPerSec,
+  ringBytes,
+  ringLabel,
   TransferForm,
   transferFields,
 } from './settings-fields.tsx';
@@ -207,7 +209,11 @@ function Charts(props: { job: Job }) {
 function SettingsDialog(props: { job: Job; close: () => void }) {
   const { job } = props;
   const [fields, setFields] = useState(() =>
-    transferFields(job.settings.compression, job.settings.bandwidthLimitBytesPerSec),
+    transferFields(
+      job.settings.compression,
+      job.settings.bandwidthLimitBytesPerSec,
+      job.settings.ringBytes,
+    ),
   );
   const limit = limitBytesPerSec(fields);
   return (
@@ -222,6 +228,7 @@ function SettingsDialog(props: { job: Job; close: () => void }) {
           await api.patchJob(job.jobId, {
             compression: fields.compression,
             bandwidthLimitBytesPerSec: limit,
+            ringBytes: ringBytes(fields),
           }),
         )
       }
@@ -532,6 +539,9 @@ export function JobPage() {
                     {settings.bandwidthLimitBytesPerSec === null
                       ? 'no limit'
                       : `at most ${formatRate(settings.bandwidthLimitBytesPerSec)}`}
+                  </Fact>
+                  <Fact term="Buffer on the source" id="job-ring">
+                    {ringLabel(settings.ringBytes)}
                   </Fact>
                   <Fact term="Created">
                     <When at={job.createdAt} />

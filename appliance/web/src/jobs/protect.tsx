@@ -30,6 +30,8 @@ import { wizardButtons } from '../parts/wizard.tsx';
 import {
   compressionLabel,
   limitBytesPerSec,
+  ringBytes,
+  ringLabel,
   type TransferFields,
   TransferForm,
 } from './settings-fields.tsx';
@@ -355,6 +357,7 @@ function Summary(props: {
             ? 'no limit'
             : `at most ${formatRate(request.bandwidthLimitBytesPerSec)}`}
         </Fact>
+        <Fact term="Buffer on the source">{ringLabel(request.ringBytes)}</Fact>
       </DescriptionList>
       {props.planning && (
         <p role="status">
@@ -407,6 +410,7 @@ function ProtectWizard(props: { source: Source }) {
     compression: 'fast',
     limited: false,
     limitMib: '50',
+    ring: 'auto',
   }));
   const set = (change: Partial<Fields>) => setFields((now) => ({ ...now, ...change }));
 
@@ -441,6 +445,7 @@ function ProtectWizard(props: { source: Source }) {
       memoryBytes: memoryMib * MIB,
       compression: fields.compression,
       bandwidthLimitBytesPerSec: limit,
+      ringBytes: ringBytes(fields),
     };
   }, [fields, pool, network, source.sourceId]);
 

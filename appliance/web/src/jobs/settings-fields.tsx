@@ -2,6 +2,8 @@ import {
   Checkbox,
   FormGroup,
   FormHelperText,
+  FormSelect,
+  FormSelectOption,
   HelperText,
   HelperTextItem,
   InputGroup,
@@ -11,6 +13,7 @@ import {
   TextInput,
 } from '@patternfly/react-core';
 import type { Compression } from '../../../api/schema.ts';
+import { formatBytes } from '../format.ts';
 
 const LEVELS: [Compression, string, string][] = [
   ['none', 'None', 'For a fast local network or data that does not compress.'],
@@ -26,7 +29,22 @@ export interface TransferFields {
   compression: Compression;
   limited: boolean;
   limitMib: string;
+  /** Of the ring in the source's memory, in MiB; `auto`: by its memory's size. */
+  ring: string;
 }
+
+/** The contract's bounds are 16 MiB and 1 GiB, and the agent makes a power of two of it anyway. */
+const RINGS_MIB = [16, 32, 64, 128, 256, 512, 1024];
+
+/** What can be chosen, and what was set by other means. */
+const ringsMib = (ring: string): number[] =>
+  [...new Set([...RINGS_MIB, ring === 'auto' ? 16 : Number(ring)])].sort((a, b) => a - b);
+
+export const ringBytes = (fields: TransferFields): number | null =>
+  fields.ring === 'auto' ? null : Number(fields.ring) * 2 ** 20;
+
+export const ringLabel = (bytes: number | null | undefined): string =>
+  bytes ? formatBytes(bytes) : 'by the memory of the source server';
 
 /** The contract's least limit is 64 KiB/s. */
 const LIMIT_MIN_MIB = 65536 / 2 ** 20;
@@ -41,13 +59,15 @@ export function limitBytesPerSec(fields: TransferFields): number | null | undefi
 export const transferFields = (
   compression: Compression,
   bytesPerSec: number | null,
+  ring: number | null | undefined,
 ): TransferFields => ({
   compression,
   limited: bytesPerSec !== null,
+  ring: ring ? String(ring / 2 ** 20) : 'auto',
   limitMib: bytesPerSec === null ? '50' : String(Math.round((bytesPerSec / 2 ** 20) * 100) / 100),
 });
 
-/** Compression and bandwidth: the two settings that can be changed at any time. */
+/** Compression, bandwidth and buffer: the settings that can be changed at any time. */
 export function TransferForm(props: {
   fields: TransferFields;
   set: (change: Partial<TransferFields>) => void;
@@ -102,6 +122,28 @@ export function TransferForm(props: {
           </FormHelperText>
         </FormGroup>
       )}
+      <FormGroup label="Buffer on the source server" fieldId="ring-size">
+        <FormSelect
+          id="ring-size"
+          value={fields.ring}
+          onChange={(_event, ring) => set({ ring })}
+          aria-label="Buffer on the source server"
+        >
+          <FormSelectOption value="auto" label="By the memory of the server" />
+          {ringsMib(fields.ring).map((mib) => (
+            <FormSelectOption key={mib} value={String(mib)} label={formatBytes(mib * 2 ** 20)} />
+          ))}
+        </FormSelect>
+        <FormHelperText>
+          <HelperText>
+            <HelperTextItem>
+              Memory that holds writes until they are safe here, at most an eighth of the server's.
+              When it overflows, no recovery points are made until the disks are whole again.
+              Changing it on a running job compares the disks anew.
+            </HelperTextItem>
+          </HelperText>
+        </FormHelperText>
+      </FormGroup>
     </>
   );
 }

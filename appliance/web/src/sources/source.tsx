@@ -16,7 +16,7 @@ import {
 import { Table, Tbody, Td, Th, Thead, Tr } from '@patternfly/react-table';
 import { useState } from 'react';
 import { Link, useNavigate, useParams } from 'react-router';
-import type { Source, SourceDisk } from '../../../api/schema.ts';
+import type { JobFigures, Source, SourceDisk } from '../../../api/schema.ts';
 import { api } from '../api/client.ts';
 import { learn, useLive } from '../api/live.ts';
 import { formatBytes, percentOf } from '../format.ts';
@@ -269,7 +269,28 @@ function UninstallDialog(props: { source: Source; close: () => void }) {
   );
 }
 
-function CertificateCard(props: { source: Source }) {
+/** What the agent takes of the server, as it said last; only while it replicates. */
+function AgentFacts(props: { agent: NonNullable<JobFigures['agent']> }) {
+  const { agent } = props;
+  const percent = (value: number) => `${value.toFixed(value < 10 ? 1 : 0)} %`;
+  return (
+    <>
+      <Fact term="CPU" id="agent-cpu">
+        {percent(agent.agentCpuPercent + agent.helperCpuPercent)} of one processor (capture{' '}
+        {percent(agent.helperCpuPercent)})
+      </Fact>
+      <Fact term="Memory" id="agent-memory">
+        {formatBytes(agent.agentRssBytes + agent.helperRssBytes)}, at most{' '}
+        {formatBytes(agent.windowBytes)} of it for frames on the way
+      </Fact>
+      <Fact term="Buffer" id="agent-ring">
+        {formatBytes(agent.ringUsedBytes)} of {formatBytes(agent.ringBytes)} used
+      </Fact>
+    </>
+  );
+}
+
+function CertificateCard(props: { source: Source; agent: JobFigures['agent'] }) {
   const { source } = props;
   const { isAdmin } = useUser();
   const [asking, setAsking] = useState<'renew' | 'revoke'>();
@@ -302,6 +323,7 @@ function CertificateCard(props: { source: Source }) {
               </Fact>
             </>
           )}
+          {props.agent && <AgentFacts agent={props.agent} />}
         </DescriptionList>
         {isAdmin && certificate && !certificate.revoked && (
           <Flex>
@@ -457,7 +479,7 @@ export function SourcePage() {
             </Card>
           </GridItem>
           <GridItem lg={6}>
-            <CertificateCard source={source} />
+            <CertificateCard source={source} agent={job?.figures.agent ?? null} />
           </GridItem>
         </Grid>
         <Inventory source={source} />
