@@ -11,6 +11,7 @@ import { Value } from 'typebox/value';
 import { CompareDisks } from './compare-disks.ts';
 import { ERRORS, type ErrorCode, type UndError, undError } from './errors.ts';
 import { ConsistencyPointMark, HookReport } from './marks.ts';
+import { MirrorKind } from './mirror-kind.ts';
 
 export const PROTOCOL_VERSION = 1;
 export const HEARTBEAT_MS = 5_000;
@@ -60,17 +61,7 @@ export const WireDisk = Type.Object({
 });
 export type WireDisk = Static<typeof WireDisk>;
 
-/**
- * - `full`: every block, onto a replica that reads as zeroes.
- * - `difference`: every block is read and compared, only what differs travels.
- * - `drain`: only the blocks that the dirty map names; the rest is proven covered by the captured stream.
- */
-export const MirrorKind = Type.Union([
-  Type.Literal('full'),
-  Type.Literal('difference'),
-  Type.Literal('drain'),
-]);
-export type MirrorKind = Static<typeof MirrorKind>;
+export { MirrorKind };
 
 const BandwidthLimit = Nullable(
   Type.Integer({ minimum: 1024, maximum: Number.MAX_SAFE_INTEGER, description: 'bytes/s' }),

@@ -4,9 +4,9 @@
 import Type, { type Static } from 'typebox';
 import { Value } from 'typebox/value';
 import { CompareDisks } from './compare-disks.ts';
-import { MirrorKind } from './control.ts';
 import { undError } from './errors.ts';
 import { FRAME_HEADER_BYTES, type FrameHeader } from './frame.ts';
+import { MirrorKind } from './mirror-kind.ts';
 
 const Reason = Type.String({ maxLength: 1000 });
 const DiskIndex = Type.Integer({ minimum: 0, maximum: 1023 });
