@@ -38,6 +38,7 @@ import type { GuestPreparer } from './recovery/types.ts';
 import type { ApplianceAddress } from './sources/installer.ts';
 import { AuditStore } from './state/audit.ts';
 import { CertificateStore } from './state/certificates.ts';
+import { CheckpointStore } from './state/checkpoints.ts';
 import { openDatabase } from './state/database.ts';
 import { EnrolTokenStore } from './state/enrol-tokens.ts';
 import { FailoverRecordStore } from './state/failovers.ts';
@@ -189,6 +190,7 @@ export async function startAppliance(
   const jobStore = new JobStore(db);
   const jobs: JobService = new JobService({
     store: jobStore,
+    checkpoints: new CheckpointStore(db),
     sources,
     host,
     events,

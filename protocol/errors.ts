@@ -235,6 +235,12 @@ export const ERRORS = {
     hint: 'Update the agent or the appliance, whichever is older.',
     httpStatus: 400,
   },
+  UND_DISK_CHAIN: {
+    message:
+      'The image chain of disk {disk} of job {job} is not what it should be: expected {expected}, found {found}.',
+    hint: 'Somebody else changed the images on the target host. Look at the chain there; nothing was written to it.',
+    httpStatus: 500,
+  },
   UND_DISK_RESIZE_NEEDED: {
     message:
       'Source disk {disk} of job {job} is now {newSizeBytes} bytes; its replica disk has {sizeBytes}.',
@@ -264,12 +270,6 @@ export const ERRORS = {
   UND_FAILOVER_BOOT_FAILED: {
     message: 'Replica VM {vm} did not boot: {reason}.',
     hint: 'Look at the screenshot kept with the failover and at what guest preparation could not do. Replication goes on; the failover can be tried again.',
-    httpStatus: 500,
-  },
-  UND_FAILOVER_CHAIN: {
-    message:
-      'The image chain of disk {disk} of job {job} is not what it should be: expected {expected}, found {found}.',
-    hint: 'Somebody else changed the images on the target host. Look at the chain there; nothing was written to it.',
     httpStatus: 500,
   },
   UND_FAILOVER_CONFIRM: {

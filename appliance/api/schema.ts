@@ -261,6 +261,12 @@ const RingBytes = Nullable(
     description: "of the capture's ring in the source's memory; null: by the memory's size",
   }),
 );
+const CheckpointMinutes = Type.Integer({
+  minimum: 1,
+  maximum: 1440,
+  description:
+    'a checkpoint of the replica disks is taken this often when something was applied; 15',
+});
 export const ProtectRequest = Type.Object({
   sourceId: Id,
   diskIds: Type.Array(Id, { minItems: 1 }),
@@ -274,6 +280,7 @@ export const ProtectRequest = Type.Object({
   historyHours: Type.Optional(HistoryHours),
   historyBytes: Type.Optional(HistoryBytes),
   ringBytes: Type.Optional(RingBytes),
+  checkpointMinutes: Type.Optional(CheckpointMinutes),
 });
 export type ProtectRequest = Static<typeof ProtectRequest>;
 export const ProtectPlan = Type.Object({
@@ -379,8 +386,17 @@ export const JobSettingsPatch = Type.Object({
   historyHours: Type.Optional(HistoryHours),
   historyBytes: Type.Optional(HistoryBytes),
   ringBytes: Type.Optional(RingBytes),
+  checkpointMinutes: Type.Optional(CheckpointMinutes),
 });
 export type JobSettingsPatch = Static<typeof JobSettingsPatch>;
+export const Checkpoint = Type.Object({
+  seq: Type.Number({ description: 'everything up to this frame is in it' }),
+  sourceTime: Iso,
+  takenAt: Iso,
+  reason: Type.String(),
+  holders: Type.Array(Type.String({ description: 'what rests on it and keeps it' })),
+});
+export type Checkpoint = Static<typeof Checkpoint>;
 
 // ---- recovery points ---------------------------------------------------------------------------------------------
 /** All moments of recovery points are of the source's wall clock. */
@@ -627,6 +643,7 @@ export type ServerEvent = Static<typeof ServerEvent>;
  * GET    /api/jobs                     -> Job[]
  * GET    /api/jobs/:id                 -> Job
  * PATCH  /api/jobs/:id                 JobSettingsPatch -> Job
+ * GET    /api/jobs/:id/checkpoints     -> Checkpoint[]      (newest first)
  * POST   /api/jobs/:id/pause           -> Job
  * POST   /api/jobs/:id/resume          -> Job
  * POST   /api/jobs/:id/mirror          {diskId?: string} -> Job   (difference mirror on command)

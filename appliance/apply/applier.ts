@@ -4,6 +4,10 @@
  *
  * Data is written as it comes (`writtenSeq`); the flush, and with it `appliedSeq`, follows at most FLUSH_MS or
  * FLUSH_BYTES later, because a flush costs the same for one frame as for a hundred.
+ *
+ * The gate: before the first frame that makes a good replica inconsistent for a while (a mirror, a new epoch, lost
+ * order), everything before it is flushed and the host is asked to protect the point. As long as that fails apply waits,
+ * says why, and asks again; the journal goes on.
  */
 import { EventEmitter } from 'node:events';
 import { type UndError, undError } from '../../protocol/errors.ts';
@@ -24,10 +28,13 @@ const FLUSH_BYTES = 128 * 1024 * 1024;
 const FLUSH_MS = 500;
 /** An idle source ticks every second; that alone is not worth a flush each time. */
 const IDLE_FLUSH_MS = 5_000;
+const GATE_RETRY_MS = 5_000;
 
 export type ApplyState =
   | { name: 'running' }
   | { name: 'paused'; reason: string }
+  /** At the gate: the point before it is not protected yet. */
+  | { name: 'waiting'; reason: string }
   | { name: 'error'; error: UndError };
 
 export interface ApplierHost {
@@ -40,6 +47,16 @@ export interface ApplierHost {
   onWritten(header: FrameHeader, mark: Mark | null): void;
   /** Everything up to `seq` is durable on the disks: persist that, then let the journal go on. */
   onFlushed(seq: number): Promise<void>;
+  /** Asked once for each frame, in order, before it is applied: why the point before it is to be protected first, or null. */
+  gate(header: FrameHeader, mark: Mark | null): string | null;
+  /** Everything before the gate is on the disks, flushed. A rejection is asked again. */
+  beforeUnordered(reason: string): Promise<void>;
+}
+
+/** What is read from the journal and not applied yet: a frame that stands at the gate is looked at again. */
+interface Source {
+  reader: JournalReader;
+  held: JournalFrame | null;
 }
 
 export interface ApplierEvents {
@@ -57,6 +74,7 @@ export class Applier extends EventEmitter<ApplierEvents> {
   #wake: (() => void) | undefined;
   #flushNow = false;
   #stopping = false;
+  #requests: Array<{ work(): Promise<void>; reject(error: UndError): void }> = [];
 
   constructor(host: ApplierHost, appliedSeq: number) {
     super();
@@ -82,7 +100,10 @@ export class Applier extends EventEmitter<ApplierEvents> {
   /** Begin or go on, also after an error: everything after `appliedSeq` is applied again. */
   resume(disks: Map<number, ReplicaDisk>): void {
     this.#disks = disks;
-    if (this.#loop) return;
+    if (this.#loop) {
+      this.poke();
+      return;
+    }
     this.#stopping = false;
     this.#writtenSeq = this.#appliedSeq;
     this.#setState({ name: 'running' });
@@ -129,11 +150,26 @@ export class Applier extends EventEmitter<ApplierEvents> {
     }
   }
 
+  /**
+   * Runs `work` between two batches: everything written is flushed, and nothing is written until it settles.
+   * @throws what `work` throws; the error that stopped apply; UND_APPLY_PAUSED if it is paused, waits, or is paused before
+   */
+  async between<T>(work: () => Promise<T>): Promise<T> {
+    this.#throwIfNotRunning();
+    if (this.#state.name === 'waiting') throw this.#paused(this.#state.reason);
+    return await new Promise<T>((resolve, reject) => {
+      this.#requests.push({ work: () => work().then(resolve, reject), reject });
+      this.poke();
+    });
+  }
+
   #throwIfNotRunning(): void {
     if (this.#state.name === 'error') throw this.#state.error;
-    if (this.#state.name === 'paused') {
-      throw undError('UND_APPLY_PAUSED', { job: this.#host.jobId, reason: this.#state.reason });
-    }
+    if (this.#state.name === 'paused') throw this.#paused(this.#state.reason);
+  }
+
+  #paused(reason: string): UndError {
+    return undError('UND_APPLY_PAUSED', { job: this.#host.jobId, reason });
   }
 
   #setState(state: ApplyState): void {
@@ -142,33 +178,56 @@ export class Applier extends EventEmitter<ApplierEvents> {
   }
 
   async #run(): Promise<void> {
-    const reader = this.#host.reader(this.#appliedSeq + 1);
+    const source: Source = { reader: this.#host.reader(this.#appliedSeq + 1), held: null };
     let unflushedBytes = 0;
     let flushDueMs = Number.POSITIVE_INFINITY;
     try {
       while (!this.#stopping) {
-        const { bytes, data } = await this.#applyBatch(reader);
+        if (this.#requests.length > 0) {
+          if (this.#writtenSeq > this.#appliedSeq) await this.#flush();
+          for (const request of this.#requests.splice(0)) await request.work();
+        }
+        const { bytes, data, gate } = await this.#applyBatch(source);
         if (bytes > 0) {
           unflushedBytes += bytes;
           const withinMs = data ? FLUSH_MS : IDLE_FLUSH_MS;
           flushDueMs = Math.min(flushDueMs, performance.now() + withinMs);
           this.emit('change');
         }
-        const due = performance.now() >= flushDueMs || unflushedBytes >= FLUSH_BYTES;
+        const due =
+          gate !== null || performance.now() >= flushDueMs || unflushedBytes >= FLUSH_BYTES;
         if (this.#writtenSeq > this.#appliedSeq && (due || (this.#flushNow && bytes === 0))) {
           await this.#flush();
           unflushedBytes = 0;
           flushDueMs = Number.POSITIVE_INFINITY;
-        } else if (bytes === 0) {
+        } else if (bytes === 0 && gate === null) {
           this.#flushNow = false;
           await this.#idle(flushDueMs - performance.now());
         }
+        if (gate !== null) await this.#protect(gate);
       }
       if (this.#writtenSeq > this.#appliedSeq) await this.#flush();
     } catch (error) {
       this.#setState({ name: 'error', error: this.#asError(error) });
     } finally {
-      await reader.close();
+      for (const { reject } of this.#requests.splice(0)) reject(this.#paused('it stopped'));
+      await source.reader.close();
+    }
+  }
+
+  /** Returns when the point is protected, or apply is being stopped: then the gate is met again at the next start. */
+  async #protect(reason: string): Promise<void> {
+    while (!this.#stopping) {
+      try {
+        await this.#host.beforeUnordered(reason);
+        if (this.#state.name === 'waiting') this.#setState({ name: 'running' });
+        return;
+      } catch (error) {
+        const { message } = this.#asError(error);
+        for (const { reject } of this.#requests.splice(0)) reject(this.#paused(message));
+        this.#setState({ name: 'waiting', reason: message });
+        await this.#idle(GATE_RETRY_MS);
+      }
     }
   }
 
@@ -179,7 +238,8 @@ export class Applier extends EventEmitter<ApplierEvents> {
         clearTimeout(timer);
         resolve();
       };
-      if (this.#stopping || this.#flushNow) this.#wake();
+      const urgent = this.#flushNow && this.#state.name === 'running';
+      if (this.#stopping || urgent || this.#requests.length > 0) this.#wake();
     });
     this.#wake = undefined;
   }
@@ -196,24 +256,37 @@ export class Applier extends EventEmitter<ApplierEvents> {
     this.emit('change');
   }
 
-  /** @returns bytes unpacked (0 if nothing was there), and whether there was more than ticks among them */
-  async #applyBatch(reader: JournalReader): Promise<{ bytes: number; data: boolean }> {
+  /**
+   * @returns bytes unpacked (0 if nothing was there), whether there was more than ticks among them, and why the frame that
+   *   follows has to wait, if it has to
+   */
+  async #applyBatch(
+    source: Source,
+  ): Promise<{ bytes: number; data: boolean; gate: string | null }> {
     const sizes = this.#host.diskSizes();
     const batch: Array<{ header: FrameHeader; mark: Mark | null }> = [];
     const unpacking: Array<Promise<FrameExtent[]>> = [];
     let bytes = 0;
+    let gate: string | null = null;
     while (bytes < BATCH_BYTES && batch.length < BATCH_FRAMES) {
-      const next: JournalFrame | null = await reader.next();
+      const next: JournalFrame | null = source.held ?? (await source.reader.next());
+      source.held = null;
       if (!next) break;
       const { header, frame } = next;
+      const mark = header.kind === 'mark' ? readMark(header, frame) : null;
+      gate = this.#host.gate(header, mark);
+      if (gate !== null) {
+        source.held = next;
+        break;
+      }
       const unpacked = unpackFrame(header, frame.subarray(FRAME_HEADER_BYTES), sizes);
       // Awaited below, all together; until then a rejection is not unhandled.
       unpacked.catch(() => {});
       unpacking.push(unpacked);
-      batch.push({ header, mark: header.kind === 'mark' ? readMark(header, frame) : null });
+      batch.push({ header, mark });
       bytes += FRAME_HEADER_BYTES + header.unpackedBytes;
     }
-    if (batch.length === 0) return { bytes: 0, data: false };
+    if (batch.length === 0) return { bytes: 0, data: false, gate };
     const extents = (await Promise.all(unpacking)).flat();
     for (const [index, writes] of coalesce(extents)) {
       const disk = this.#disks!.get(index);
@@ -224,7 +297,7 @@ export class Applier extends EventEmitter<ApplierEvents> {
     }
     for (const { header, mark } of batch) this.#host.onWritten(header, mark);
     this.#writtenSeq = batch.at(-1)!.header.seq;
-    return { bytes, data: batch.some(({ mark }) => mark?.type !== 'tick') };
+    return { bytes, data: batch.some(({ mark }) => mark?.type !== 'tick'), gate };
   }
 
   #diskError(index: number, cause: NodeJS.ErrnoException): UndError {

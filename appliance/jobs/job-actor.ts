@@ -5,13 +5,15 @@ import {
   type UndError,
   undError,
 } from '../../protocol/errors.ts';
-import type { Job, JobSettingsPatch, Source } from '../api/schema.ts';
+import type { Checkpoint, Job, JobSettingsPatch, Source } from '../api/schema.ts';
+import { Checkpointer } from '../checkpoints/checkpointer.ts';
 import type { HostService } from '../control/host-service.ts';
 import type { Logger } from '../control/logger.ts';
 import type { DiskRef, Hypervisor } from '../hypervisor/hypervisor.ts';
 import { volumeName } from '../hypervisor/names.ts';
 import type { AgentSession } from '../receive/agent-server.ts';
 import { ReplicationStream, type StreamView } from '../replication/replication-stream.ts';
+import type { CheckpointStore } from '../state/checkpoints.ts';
 import type { JobDiskRow, JobRow, JobStore } from '../state/jobs.ts';
 import { type DiskLocator, deviceSizeBytes, waitForDisk, waitForSize } from './disk-locator.ts';
 import { jobState, jobView, type LiveFacts } from './job-state.ts';
@@ -22,9 +24,11 @@ import type { PoolLevel } from './watermark.ts';
 const DISK_LIMIT_MS = 60_000;
 const FIRST_RETRY_MS = 2_000;
 const LONGEST_RETRY_MS = 60_000;
+const CHECKPOINT_MINUTES = 15;
 
 export interface ActorContext {
   store: JobStore;
+  checkpoints: CheckpointStore;
   host: HostService;
   locator: DiskLocator;
   log: Logger;
@@ -46,6 +50,7 @@ const TRANSIENT: readonly string[] = ['UND_HV_UNREACHABLE', 'UND_REPLICA_DISK_AB
 export class JobActor {
   row: JobRow;
   readonly #c: ActorContext;
+  readonly #checkpoints: Checkpointer;
   #stream: ReplicationStream | null = null;
   /** Which connection serves which stream. */
   #served: { session: AgentSession; stream: ReplicationStream } | null = null;
@@ -67,12 +72,48 @@ export class JobActor {
   constructor(row: JobRow, context: ActorContext) {
     this.row = row;
     this.#c = context;
+    this.#checkpoints = new Checkpointer({
+      jobId: row.jobId,
+      jobName: () => this.row.settings.replicaName,
+      store: context.checkpoints,
+      hypervisor: () => this.#hypervisor,
+      applianceVm: context.applianceVm,
+      disks: () =>
+        this.row.disks.map(({ diskId, name, serial, replica }) => {
+          if (!replica) throw undError('UND_INTERNAL', { reason: `no volume for ${name}` });
+          return { diskId, serial, image: replica };
+        }),
+      setImages: (images) => {
+        for (const [diskId, replica] of images) this.#putDisk(diskId, { replica });
+      },
+      mayMerge: () => this.row.phase.name === 'active' && this.#disksOpen && !this.#closed,
+      everyMs: () => (this.row.settings.checkpointMinutes ?? CHECKPOINT_MINUTES) * 60_000,
+      // A failover's own layers are as small, and it is not to fail for a pool that is nearly full.
+      refusal: () => (this.row.phase.name === 'active' ? this.#poolLow : null),
+      log: context.log,
+      changed: context.changed,
+    });
   }
 
   // ---- what is shown ---------------------------------------------------------------------------------------------
 
   view(): Job {
     return jobView(this.row, this.#facts());
+  }
+
+  /** Newest first; those that a recovery can begin from. */
+  checkpoints(): Checkpoint[] {
+    return this.#checkpoints
+      .list()
+      .filter(({ state }) => state.name === 'kept')
+      .map((row) => ({
+        seq: row.seq,
+        sourceTime: new Date(row.sourceMs).toISOString(),
+        takenAt: new Date(row.takenMs).toISOString(),
+        reason: row.reason,
+        holders: row.holders,
+      }))
+      .reverse();
   }
 
   /** The stream's own view; null while it is not open. */
@@ -393,7 +434,7 @@ export class JobActor {
       await former.close();
     }
     this.#say('opening the journal');
-    const stream = await ReplicationStream.open({
+    const stream: ReplicationStream = await ReplicationStream.open({
       jobId: this.row.jobId,
       jobDir: this.#c.jobDir,
       disks: this.row.disks.map((disk, index) => ({
@@ -406,7 +447,12 @@ export class JobActor {
       })),
       settings: this.#streamSettings(),
       limits: await this.#limits(),
-      hooks: { onDiskResized: (diskId, sizeBytes) => this.#grow(diskId, sizeBytes) },
+      hooks: {
+        onDiskResized: (diskId, sizeBytes) => this.#grow(diskId, sizeBytes),
+        // Not in turn: what has the turn may be waiting for apply.
+        beforeUnordered: (point, reason) =>
+          this.#checkpoints.take(point, stream.journalId, `before: ${reason}`),
+      },
     });
     const { phase } = this.row;
     if (phase.name === 'active' && phase.paused) await stream.stopIntake('paused by a person');
@@ -436,6 +482,8 @@ export class JobActor {
 
   /** @returns the block device of each disk, by disk id */
   async #attachAll(): Promise<Map<string, string>> {
+    // What is attached must be what is written: a checkpoint's answer may have been lost.
+    await this.#checkpoints.settle();
     const vm = await this.#c.applianceVm();
     const present = await this.#hypervisor.listAttachedDisks(vm);
     const paths = new Map<string, string>();
@@ -465,6 +513,10 @@ export class JobActor {
 
   #streamChanged(): void {
     this.#c.changed();
+    if (this.row.phase.name === 'active' && this.#stream && this.#disksOpen) {
+      this.#checkpoints.schedule(this.#stream);
+      this.#stream.keepFromSeq = this.#checkpoints.oldestSeq(this.#stream.journalId);
+    }
     const phase = this.#stream?.state().phase;
     // A full pool is waited for by the watermark; trying again meanwhile would only fail again.
     const faulty =
@@ -544,7 +596,9 @@ export class JobActor {
   }
 
   /** @see JobHandle.drainApply */
-  drainApply(onProgress: (text: string) => void): Promise<number> {
+  drainApply(
+    onProgress: (text: string) => void,
+  ): Promise<{ appliedSeq: number; images: { diskId: string; image: DiskRef }[] }> {
     return this.#inTurn(async () => {
       const stream = await this.#openStream(false);
       await this.#openDisks();
@@ -559,7 +613,10 @@ export class JobActor {
       };
       const timer = setInterval(told, 1000);
       try {
-        return await stream.drainApply();
+        const appliedSeq = await stream.drainApply();
+        await this.#checkpoints.idle();
+        const images = this.row.disks.map(({ diskId, replica }) => ({ diskId, image: replica! }));
+        return { appliedSeq, images };
       } finally {
         clearInterval(timer);
       }
@@ -635,6 +692,7 @@ export class JobActor {
     const stream = this.#stream;
     this.#stream = null;
     await stream?.close();
+    await this.#checkpoints.idle();
   }
 
   #forget(): void {

@@ -59,9 +59,7 @@ export function jobHandle(actor: JobActor, sources: SourceService): JobHandle {
       };
     },
 
-    async drainApply(onProgress) {
-      return { appliedSeq: await actor.drainApply(onProgress) };
-    },
+    drainApply: (onProgress) => actor.drainApply(onProgress),
 
     closeDisks: () => actor.closeDisks(),
     reopen: (disks, options) => actor.reopen(disks, options),

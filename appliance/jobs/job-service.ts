@@ -12,6 +12,7 @@ import type { HostService } from '../control/host-service.ts';
 import type { Logger } from '../control/logger.ts';
 import type { SourceService } from '../control/source-service.ts';
 import type { AgentSession as StreamSession } from '../receive/agent-server.ts';
+import type { CheckpointStore } from '../state/checkpoints.ts';
 import type { JobRow, JobStore } from '../state/jobs.ts';
 import { type DiskLocator, replicaSerial } from './disk-locator.ts';
 import { JobActor } from './job-actor.ts';
@@ -25,6 +26,7 @@ const JOURNAL_SHARE = 0.9;
 
 export interface JobServiceOptions {
   store: JobStore;
+  checkpoints: CheckpointStore;
   sources: SourceService;
   host: HostService;
   events: EventHub;
@@ -135,8 +137,9 @@ export class JobService {
       row.disks.map(async (disk) => {
         if (!disk.replica) return disk.sizeBytes;
         try {
-          const info = await this.#o.host.hypervisor.diskInfo(disk.replica);
-          return Math.max(0, disk.sizeBytes - info.allocatedBytes);
+          const layers = await this.#o.host.hypervisor.chain(disk.replica);
+          const used = layers.reduce((sum, layer) => sum + layer.allocatedBytes, 0);
+          return Math.max(0, disk.sizeBytes - used);
         } catch {
           // Not known counts as the most it can be.
           return disk.sizeBytes;
@@ -208,6 +211,7 @@ export class JobService {
   #adopt(row: JobRow): JobActor {
     const actor = new JobActor(row, {
       store: this.#o.store,
+      checkpoints: this.#o.checkpoints,
       host: this.#o.host,
       locator: this.#o.locator,
       log: this.#o.log,

@@ -5,7 +5,8 @@
  */
 import { asUndError, undError } from '../../protocol/errors.ts';
 import type { FailoverStepName } from '../api/schema.ts';
-import type { AttachedDisk, DiskRef, Hypervisor } from '../hypervisor/hypervisor.ts';
+import { bySerial, findLeftover, readSnapshot, sameDisk } from '../checkpoints/snapshot.ts';
+import type { DiskRef, Hypervisor } from '../hypervisor/hypervisor.ts';
 import type { BootProver } from './prove-boot.ts';
 import { type FailoverRecord, layerName, type RecordDisk, vmDiskOrder } from './record.ts';
 import type { GuestPreparer, JobHandle } from './types.ts';
@@ -35,9 +36,6 @@ export interface Step {
   compensate(context: StepContext): Promise<string | null>;
 }
 
-const sameDisk = (a: DiskRef | undefined, b: DiskRef | undefined): boolean =>
-  a !== undefined && b !== undefined && a.pool === b.pool && a.name === b.name;
-
 const plural = (count: number, word: string): string => `${count} ${word}${count === 1 ? '' : 's'}`;
 
 const updateDisks = (
@@ -50,8 +48,8 @@ const updateDisks = (
 /** The image that replication goes on with when the failover is taken back. */
 const replicationImage = (disk: RecordDisk): DiskRef => disk.top ?? disk.image;
 
-const bySerial = (attached: AttachedDisk[], serial: string): AttachedDisk | undefined =>
-  attached.find((disk) => disk.serial === serial);
+const nameOf = (record: FailoverRecord, diskId: string): string =>
+  record.disks.find((disk) => disk.diskId === diskId)?.sourceName ?? diskId;
 
 // ---- stop-intake -------------------------------------------------------------------------------------------------
 const stopIntake: Step = {
@@ -82,8 +80,14 @@ const stopIntake: Step = {
 
 // ---- apply -------------------------------------------------------------------------------------------------------
 const apply: Step = {
-  async run({ job, detail }) {
-    const { appliedSeq } = await job.drainApply(detail);
+  async run({ job, detail, save }) {
+    const { appliedSeq, images } = await job.drainApply(detail);
+    // A checkpoint of the job's own may have come between the start and here.
+    await save((current) =>
+      updateDisks(current, (disk) => ({
+        image: images.find(({ diskId }) => diskId === disk.diskId)?.image ?? disk.image,
+      })),
+    );
     return `applied up to frame ${appliedSeq}`;
   },
   // What is applied stays applied: it is what the source wrote.
@@ -101,27 +105,18 @@ const checkpoint: Step = {
     const { hypervisor, save } = context;
     const readBack = async (): Promise<'done' | 'not yet'> => {
       const { record } = context;
-      const attached = await hypervisor.listAttachedDisks(record.applianceVm);
-      const tops = new Map<string, DiskRef>();
-      for (const disk of record.disks) {
-        const top = bySerial(attached, disk.serial)?.disk;
-        if (top && !sameDisk(top, disk.image)) tops.set(disk.diskId, top);
-      }
-      if (tops.size === 0) return 'not yet';
-      for (const disk of record.disks) {
-        const top = tops.get(disk.diskId);
-        const below = top && (await hypervisor.chain(top))[1];
-        if (!top || !sameDisk(below, disk.image)) {
-          throw undError('UND_FAILOVER_CHAIN', {
-            job: record.jobId,
-            disk: disk.sourceName,
-            expected: disk.image.name,
-            found: top ? `${top.name} on ${below?.name ?? 'nothing'}` : 'no checkpoint',
-          });
-        }
+      const found = await readSnapshot(hypervisor, record.applianceVm, record.disks);
+      if (found.name === 'none') return 'not yet';
+      if (found.name === 'broken') {
+        throw undError('UND_DISK_CHAIN', {
+          job: record.jobId,
+          disk: nameOf(record, found.disk.diskId),
+          expected: found.expected,
+          found: found.found,
+        });
       }
       await save((current) =>
-        updateDisks(current, (disk) => ({ frozen: disk.image, top: tops.get(disk.diskId) })),
+        updateDisks(current, (disk) => ({ frozen: disk.image, top: found.tops.get(disk.diskId) })),
       );
       return 'done';
     };
@@ -160,7 +155,7 @@ const checkpoint: Step = {
       })),
     );
     if ((await readBack()) !== 'done') {
-      throw undError('UND_FAILOVER_CHAIN', {
+      throw undError('UND_DISK_CHAIN', {
         job: context.record.jobId,
         disk: context.record.disks.map((disk) => disk.sourceName).join(', '),
         expected: 'a checkpoint layer',
@@ -239,7 +234,7 @@ async function freezeDetached(context: StepContext): Promise<void> {
     if (disk.frozen && disk.top) continue;
     // A snapshot whose answer was lost may have made its layer: it is empty, because nothing wrote since.
     const asked = context.record.checkpointIntent?.names[diskId];
-    const made = asked ? await findLeftover(context, disk.image, asked) : null;
+    const made = asked ? await findLeftover(context.hypervisor, disk.image, asked) : null;
     if (made) {
       await save((current) =>
         updateDisks(current, (candidate) =>
@@ -272,37 +267,10 @@ async function createOverlay(context: StepContext, base: DiskRef, name: string):
   } catch (error) {
     const coded = asUndError(error);
     if (coded.code !== 'UND_HV_NAME_IN_USE') throw coded;
-    const left = await findLeftover(context, base, name);
+    const left = await findLeftover(context.hypervisor, base, name);
     if (!left) throw coded;
     return left;
   }
-}
-
-/** The overlay that a lost call made: by the name it was given AND its base, never by name alone. */
-async function findLeftover(
-  context: StepContext,
-  base: DiskRef,
-  name: string,
-): Promise<DiskRef | null> {
-  for (const candidate of [name, `understudy-${name}.qcow2`, `${name}.qcow2`]) {
-    try {
-      const {
-        pool,
-        name: found,
-        path,
-        backing,
-      } = await context.hypervisor.diskInfo({
-        pool: base.pool,
-        name: candidate,
-        path: '',
-      });
-      if (sameDisk(backing, base)) return { pool, name: found, path };
-    } catch (error) {
-      const { code } = asUndError(error);
-      if (code !== 'UND_HV_DISK_NOT_FOUND' && code !== 'UND_HV_BAD_NAME') throw error;
-    }
-  }
-  return null;
 }
 
 // ---- detach ------------------------------------------------------------------------------------------------------
@@ -362,7 +330,7 @@ async function makeOverlays(context: StepContext): Promise<void> {
     const disk = context.record.disks.find((candidate) => candidate.diskId === diskId);
     if (!disk || disk.overlay) continue;
     if (!disk.frozen) {
-      throw undError('UND_FAILOVER_CHAIN', {
+      throw undError('UND_DISK_CHAIN', {
         job: context.record.jobId,
         disk: disk.sourceName,
         expected: 'a frozen layer',
@@ -388,7 +356,7 @@ async function dropOverlays(context: StepContext): Promise<number> {
     const name = intent.names[diskId];
     const overlay =
       disk.overlay ??
-      (disk.frozen && name ? await findLeftover(context, disk.frozen, name) : undefined);
+      (disk.frozen && name ? await findLeftover(context.hypervisor, disk.frozen, name) : undefined);
     if (!overlay) continue;
     await hypervisor.deleteDisk(overlay);
     dropped++;

@@ -61,9 +61,12 @@ export interface JobHandle {
 
   /**
    * Applies all that is durable to the replica disks and flushes them; ends with `appliedSeq == durableSeq`. Attaches
-   * and opens the disks first when a restart of the appliance has lost them. Reports progress in words.
+   * and opens the disks first when a restart of the appliance has lost them. Reports progress in words. From its return
+   * on no checkpoint of the job's own is taken: the images are those that the failover goes on with.
    */
-  drainApply(onProgress: (text: string) => void): Promise<{ appliedSeq: number }>;
+  drainApply(
+    onProgress: (text: string) => void,
+  ): Promise<{ appliedSeq: number; images: { diskId: string; image: DiskRef }[] }>;
 
   /** Stops apply and closes the appliance's handles on the replica disks, after a flush. */
   closeDisks(): Promise<void>;

@@ -45,7 +45,10 @@ import {
   isWhole,
   type MirrorState,
   newStreamRecord,
+  passGate,
   StreamRecord,
+  whyNotWhole,
+  withGood,
 } from './stream-record.ts';
 
 export interface StreamDisk {
@@ -86,6 +89,21 @@ export interface StreamHooks {
    * rejection leaves the job in `error` with UND_DISK_RESIZE_NEEDED until the agent reports the size again.
    */
   onDiskResized?(diskId: string, sizeBytes: number): Promise<void>;
+  /**
+   * The replica disks are exactly at this point, flushed, and what is to be applied next takes consistency from them for
+   * a while (a mirror, a new epoch, lost order). Apply goes on when it resolves; a rejection is shown as what apply waits
+   * for, and asked again. It may be called again for the same point.
+   */
+  beforeUnordered?(point: AppliedPoint, reason: string): Promise<void>;
+}
+
+/** A crash-consistent point that the replica disks hold. */
+export interface AppliedPoint {
+  seq: number;
+  /** Source's wall clock of it. */
+  sourceMs: number;
+  /** The first point of its unbroken ordered stretch: from there on every frame is one. */
+  sinceSeq: number;
 }
 
 export interface OpenStreamOptions {
@@ -222,6 +240,12 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
   #durable: StreamRecord;
   #written: StreamRecord;
   #applied: StreamRecord;
+  /** As of the frames that apply has read: what tells the gate. */
+  #reading: StreamRecord;
+  /** The newest frame written to the disks that was more than a tick. */
+  #dataSeq = 0;
+  /** Up to here the disks may hold writes of frames that are to be applied again: before it they are at no point. */
+  #redoUntil = Number.POSITIVE_INFINITY;
   #intake: Intake = { name: 'open' };
   /** Frames sent before the agent heard `flow` are passed over until the awaited one comes. */
   #resync = false;
@@ -251,6 +275,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
     this.#durable = record;
     this.#written = record;
     this.#applied = record;
+    this.#reading = record;
   }
 
   /**
@@ -270,7 +295,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
           reason: 'it is not the record of a stream',
         });
       }
-      record = stored;
+      record = withGood(stored);
     }
     const stream = new ReplicationStream(options, record);
     // What the replica was at first must be known however early a restart comes.
@@ -318,8 +343,11 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
         diskSizes: () => stream.#sizes(),
         onWritten: (header, mark) => {
           stream.#written = foldFrame(stream.#written, header, mark);
+          if (mark?.type !== 'tick') stream.#dataSeq = header.seq;
         },
         onFlushed: (seq) => stream.#onFlushed(seq),
+        gate: (header, mark) => stream.#gate(header, mark),
+        beforeUnordered: (reason) => stream.#beforeUnordered(reason),
       },
       record.seq,
     );
@@ -330,6 +358,35 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
       );
     }
     return stream;
+  }
+
+  /** Sequence numbers mean something together with it only. */
+  get journalId(): string {
+    return this.#journal.journalId;
+  }
+
+  /** The newest frame on the replica disks that changed something, as far as known since the stream was opened. */
+  get dataSeq(): number {
+    return this.#dataSeq;
+  }
+
+  /** The point that the replica disks hold, durably; null while they hold none. */
+  appliedPoint(): AppliedPoint | null {
+    const { good } = this.#applied;
+    if (!good || !isWhole(this.#applied) || good.seq < this.#redoUntil) return null;
+    return { seq: good.seq, sourceMs: good.wallMs, sinceSeq: good.sinceSeq };
+  }
+
+  /**
+   * Runs `work` while the replica disks stand still at a point, flushed; intake and acknowledgements go on. Null when
+   * they hold no point just then.
+   * @throws what `work` throws; UND_APPLY_PAUSED; what stopped apply
+   */
+  atAppliedPoint<T>(work: (point: AppliedPoint) => Promise<T>): Promise<T | null> {
+    return this.#applier.between(async () => {
+      const point = this.appliedPoint();
+      return point ? await work(point) : null;
+    });
   }
 
   /** Rises each time the stream has to begin anew. */
@@ -438,7 +495,11 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
 
   #resumeApply(): void {
     if (this.#replicas.size !== this.#disks.length) return;
+    const clean = this.#redoUntil <= this.#applied.seq && this.#written.seq === this.#applied.seq;
+    if (!clean && this.#applier.state.name !== 'waiting')
+      this.#redoUntil = this.#journal.durableSeq;
     this.#written = this.#applied;
+    this.#reading = this.#applied;
     this.#applier.resume(this.#replicas);
   }
 
@@ -920,6 +981,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
     if (disk) disk.sizeBytes = Math.max(disk.sizeBytes, sizeBytes);
     this.#durable = growDisk(this.#durable, index, sizeBytes);
     this.#written = growDisk(this.#written, index, sizeBytes);
+    this.#reading = growDisk(this.#reading, index, sizeBytes);
     this.#applied = growDisk(this.#applied, index, sizeBytes);
   }
 
@@ -986,6 +1048,26 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
         });
     };
     this.#retryTimer = setTimeout(retry, JOURNAL_RETRY_MS).unref();
+  }
+
+  #gate(header: FrameHeader, mark: Mark | null): string | null {
+    const next = foldFrame(this.#reading, header, mark);
+    if (this.#reading.good && !isWhole(next)) return whyNotWhole(next);
+    this.#reading = next;
+    return null;
+  }
+
+  /** Apply stands still here, with everything read also written and flushed: the three records are the same one. */
+  async #beforeUnordered(reason: string): Promise<void> {
+    const { good } = this.#applied;
+    if (good) {
+      const point = { seq: good.seq, sourceMs: good.wallMs, sinceSeq: good.sinceSeq };
+      await this.#hooks.beforeUnordered?.(point, reason);
+    }
+    this.#applied = passGate(this.#applied);
+    this.#written = passGate(this.#written);
+    this.#reading = passGate(this.#reading);
+    await this.#persist();
   }
 
   async #onFlushed(seq: number): Promise<void> {
@@ -1065,6 +1147,9 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
     if (this.#fault) return { name: 'error', error: this.#fault.toJSON() };
     if (state.name === 'error') return { name: 'error', error: state.error.toJSON() };
     if (this.#intake.name === 'held') return { name: 'held', reason: this.#intake.reason };
+    if (state.name === 'waiting') {
+      return { name: 'catching-up', reason: `applying waits for a checkpoint: ${state.reason}` };
+    }
     if (!this.#connection?.ready) {
       const reason = this.#connection ? 'the agent is taking up the stream' : this.#lastDisconnect;
       return { name: 'waiting-for-agent', reason };

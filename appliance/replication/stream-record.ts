@@ -77,6 +77,14 @@ export const StreamRecord = Type.Object({
       mirror: MirrorState,
     }),
   ),
+  /**
+   * The newest point of an unbroken ordered stretch, and the stretch's first point. It outlives the stretch until the
+   * owner has protected it (`passGate`): as long as it is there, nothing unordered may be applied over it. Null: there is
+   * nothing to protect.
+   */
+  good: Type.Optional(
+    Type.Union([Type.Null(), Type.Object({ sinceSeq: Bytes, seq: Bytes, wallMs: Bytes })]),
+  ),
 });
 export type StreamRecord = Static<typeof StreamRecord>;
 export type DiskRecord = StreamRecord['disks'][number];
@@ -94,6 +102,7 @@ export function newStreamRecord(
     epoch: 0,
     binding: null,
     order: { name: 'held' },
+    good: null,
     disks: disks.map(({ index, sizeBytes, freshReplica }) => ({
       index,
       sizeBytes,
@@ -148,6 +157,7 @@ export function foldFrame(
         ? { ...mirror, cursorBytes: header.cursorBytes, skippedBytes: header.skippedBytes }
         : null,
     );
+    next.good = goodAfter(record, next);
     return next;
   }
   switch (mark?.type) {
@@ -223,12 +233,40 @@ export function foldFrame(
       break;
   }
   if (next.order.name === 'resumed' && isWhole(next)) next.order = { name: 'held' };
+  next.good = goodAfter(record, next);
   return next;
 }
 
+function goodAfter(before: StreamRecord, { seq, wallMs, ...after }: StreamRecord) {
+  if (!isWhole(after)) return before.good ?? null;
+  const sinceSeq = isWhole(before) ? (before.good?.sinceSeq ?? seq) : seq;
+  return { sinceSeq, seq, wallMs };
+}
+
 /** Every disk's mirror is done and order is held: with this record applied, the replica is crash-consistent. */
-export const isWhole = (record: StreamRecord): boolean =>
+export const isWhole = (record: Pick<StreamRecord, 'order' | 'disks'>): boolean =>
   record.order.name !== 'lost' && record.disks.every(({ mirror }) => mirror.name === 'done');
+
+/** Why a record is not whole, for people; '' when it is. */
+export function whyNotWhole(record: Pick<StreamRecord, 'order' | 'disks'>): string {
+  if (record.order.name === 'lost') return record.order.reason;
+  const open = record.disks.filter(({ mirror }) => mirror.name !== 'done');
+  return [...new Set(open.map(({ mirror }) => mirror.reason))].join('; ');
+}
+
+/** The record once its good point is protected, or is known not to need it: unordered frames may be applied. */
+export const passGate = (record: StreamRecord): StreamRecord => ({ ...record, good: null });
+
+/** A record of a version that did not note its good point. */
+export const withGood = (record: StreamRecord): StreamRecord =>
+  record.good !== undefined
+    ? record
+    : {
+        ...record,
+        good: isWhole(record)
+          ? { sinceSeq: record.seq, seq: record.seq, wallMs: record.wallMs }
+          : null,
+      };
 
 /** The record after a disk of the source grew; only the new range is mirrored if the rest is whole. */
 export function growDisk(record: StreamRecord, index: number, sizeBytes: number): StreamRecord {

@@ -129,4 +129,25 @@ export const MIGRATIONS: readonly string[] = [
   ) STRICT;
   CREATE INDEX point_labels_job ON point_labels(job_id, at);
   `,
+  // Checkpoints of the replica disks, and what rests on their layers.
+  `
+  CREATE TABLE checkpoints (
+    checkpoint_id INTEGER PRIMARY KEY AUTOINCREMENT,
+    job_id TEXT NOT NULL REFERENCES jobs(job_id) ON DELETE CASCADE,
+    journal_id TEXT NOT NULL,
+    seq INTEGER NOT NULL,
+    since_seq INTEGER NOT NULL,
+    source_ms INTEGER NOT NULL,
+    taken_ms INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    state_json TEXT NOT NULL
+  ) STRICT;
+  CREATE INDEX checkpoints_job ON checkpoints(job_id, checkpoint_id);
+
+  CREATE TABLE checkpoint_references (
+    checkpoint_id INTEGER NOT NULL REFERENCES checkpoints(checkpoint_id) ON DELETE CASCADE,
+    holder TEXT NOT NULL,
+    PRIMARY KEY (checkpoint_id, holder)
+  ) STRICT;
+  `,
 ];

@@ -3,8 +3,8 @@
  * files in a folder, and a source server that is the real agent service with a scripted capture.
  */
 import { randomUUID } from 'node:crypto';
-import { mkdirSync, mkdtempSync } from 'node:fs';
-import { open, readdir, rename, rm, stat, truncate } from 'node:fs/promises';
+import { constants, mkdirSync, mkdtempSync } from 'node:fs';
+import { copyFile, link, open, readdir, rename, rm, stat, truncate } from 'node:fs/promises';
 import { request } from 'node:https';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -42,7 +42,11 @@ export { until };
 
 const VM = 'understudy-appliance';
 
-/** A host whose pool is a folder. An attached disk is its file; an overlay is a copy. Faults are set by the test. */
+/**
+ * A host whose pool is a folder. An attached disk is its file, and stays that very file (inode) whatever layer it is
+ * called: as a device node does, it goes on being open over a snapshot. An overlay has the full content of what is below
+ * it. Faults are set by the test.
+ */
 export class FolderHypervisor implements Hypervisor, DiskLocator {
   readonly dir: string;
   attached = new Map<string, { disk: DiskRef; readOnly: boolean }>();
@@ -52,6 +56,7 @@ export class FolderHypervisor implements Hypervisor, DiskLocator {
   availableBytes = 80 * 1024 ** 3;
   /** By method name: thrown, once or as often as it is there. */
   faults = new Map<string, { code: ErrorCode; params?: ErrorParams; times: number }>();
+  lost = new Map<string, number>();
   calls: string[] = [];
 
   constructor(dir: string) {
@@ -69,6 +74,18 @@ export class FolderHypervisor implements Hypervisor, DiskLocator {
     if (!fault) return;
     if (--fault.times <= 0) this.faults.delete(method);
     throw undError(fault.code, { host: 'host', reason: 'a fault of the test', ...fault.params });
+  }
+
+  /** As `fail`, but after the call has had its effect. */
+  loseAnswer(method: string, times = 1): void {
+    this.lost.set(method, times);
+  }
+
+  #lost(method: string): void {
+    const times = this.lost.get(method) ?? 0;
+    if (times === 0) return;
+    this.lost.set(method, times - 1);
+    throw undError('UND_HV_UNREACHABLE', { host: 'host', reason: 'a fault of the test' });
   }
 
   #ref(name: string): DiskRef {
@@ -135,7 +152,9 @@ export class FolderHypervisor implements Hypervisor, DiskLocator {
 
   async diskInfo(disk: DiskRef): Promise<DiskInfo> {
     const sizeBytes = await this.#sizeOf(disk);
-    return { ...disk, format: 'qcow2', sizeBytes, allocatedBytes: 0, locked: false };
+    const backing = this.bases.get(disk.name);
+    const info = { ...this.#ref(disk.name), sizeBytes, allocatedBytes: 0, locked: false };
+    return { ...info, format: 'qcow2', ...(backing && { backing }) };
   }
 
   async resizeDisk(disk: DiskRef, sizeBytes: number): Promise<void> {
@@ -148,7 +167,26 @@ export class FolderHypervisor implements Hypervisor, DiskLocator {
     if ([...this.attached.values()].some((one) => one.disk.name === disk.name)) {
       throw undError('UND_HV_DISK_IN_USE', { disk: disk.name, users: `VM ${VM}` });
     }
+    this.#refuseBelow(disk);
+    this.bases.delete(disk.name);
     await rm(join(this.dir, disk.name), { force: true });
+  }
+
+  #inChainOf(name: string, tops: readonly string[]): boolean {
+    return tops.some((top) => {
+      for (let one: string | undefined = top; one; one = this.bases.get(one)?.name) {
+        if (one === name) return true;
+      }
+      return false;
+    });
+  }
+
+  #refuseBelow(disk: DiskRef, ...except: string[]): void {
+    for (const [child, base] of this.bases) {
+      if (base.name === disk.name && !except.includes(child)) {
+        throw undError('UND_HV_DISK_IN_USE', { disk: disk.name, users: `disk ${child}` });
+      }
+    }
   }
 
   deleteOverlay(overlay: DiskRef): Promise<void> {
@@ -159,6 +197,7 @@ export class FolderHypervisor implements Hypervisor, DiskLocator {
     this.#call('attachDisk');
     if (vm !== VM) throw undError('UND_HV_VM_NOT_FOUND', { vm });
     await this.#sizeOf(disk);
+    if (!this.attached.has(options.serial)) this.#refuseBelow(disk);
     this.attached.set(options.serial, { disk, readOnly: options.readOnly ?? false });
     return this.#attachedDisk(options.serial);
   }
@@ -178,7 +217,7 @@ export class FolderHypervisor implements Hypervisor, DiskLocator {
     return [...this.attached.keys()].map((serial) => this.#attachedDisk(serial));
   }
 
-  /** The frozen layer gets the data, the top starts as a copy: good enough for files. */
+  /** The file that is open becomes the top; the frozen layer is a copy of it under the former name. */
   async snapshotDisks(
     _vm: string,
     disks: { serial: string; overlayName: string }[],
@@ -187,21 +226,25 @@ export class FolderHypervisor implements Hypervisor, DiskLocator {
     const result: DiskSnapshot[] = [];
     for (const { serial, overlayName } of disks) {
       const { disk: frozen, readOnly } = this.attached.get(serial)!;
-      const top = await this.createOverlay({ base: frozen, name: overlayName });
+      const top = this.#ref(volumeName(overlayName));
+      await link(frozen.path, top.path);
+      await copyFile(top.path, `${frozen.path}.new`);
+      await rename(`${frozen.path}.new`, frozen.path);
+      this.bases.set(top.name, frozen);
       this.attached.set(serial, { disk: top, readOnly });
       result.push({ serial, top, frozen });
     }
+    this.#lost('snapshotDisks');
     return result;
   }
 
   async createOverlay(r: { base: DiskRef; name: string }): Promise<DiskRef> {
     this.#call('createOverlay');
     const overlay = this.#ref(volumeName(r.name));
-    const from = await open(join(this.dir, r.base.name), 'r');
-    const to = await open(overlay.path, 'wx');
-    await to.writeFile(await from.readFile());
-    await from.close();
-    await to.close();
+    if ([...this.attached.values()].some((one) => one.disk.name === r.base.name)) {
+      throw undError('UND_HV_DISK_IN_USE', { disk: r.base.name, users: `VM ${VM}` });
+    }
+    await copyFile(join(this.dir, r.base.name), overlay.path, constants.COPYFILE_EXCL);
     this.bases.set(overlay.name, r.base);
     return overlay;
   }
@@ -210,12 +253,19 @@ export class FolderHypervisor implements Hypervisor, DiskLocator {
     this.#call('commitOverlay');
     const base = this.bases.get(overlay.name);
     if (!base) throw undError('UND_HV_NO_BASE', { disk: overlay.name });
+    const above = [...this.bases].filter(([, below]) => below.name === overlay.name);
+    const live = [...this.attached.values()].map((one) => one.disk.name);
+    if (above.some(([child]) => !this.#inChainOf(child, live)))
+      throw undError('UND_HV_DISK_IN_USE', { disk: overlay.name, users: '?' });
+    this.#refuseBelow(base, overlay.name);
     await rename(join(this.dir, overlay.name), join(this.dir, base.name));
     this.bases.delete(overlay.name);
+    for (const [child] of above) this.bases.set(child, base);
     for (const one of this.attached.values()) if (one.disk.name === overlay.name) one.disk = base;
     for (const vm of this.vms.values()) {
       for (const one of vm.spec.disks) if (one.disk.name === overlay.name) one.disk = base;
     }
+    this.#lost('commitOverlay');
     return base;
   }
 

@@ -143,7 +143,10 @@ const job: JobHandle = {
   stopIntake: async () => ({ durableSeq: 7, sourceTime: new Date().toISOString() }),
   drainApply: async () => {
     await writeMark(SERIALS[1], 'applied');
-    return { appliedSeq: 7 };
+    return {
+      appliedSeq: 7,
+      images: images.map((image, index) => ({ diskId: `disk-${index}`, image })),
+    };
   },
   closeDisks: async () => {
     await guest.run('sync');

@@ -347,7 +347,11 @@ function modelJob(world: World): JobHandle {
         }
         world.open = true;
         world.job.applied = world.job.durable;
-        return { appliedSeq: world.job.applied };
+        const images = disks.map((diskId) => ({
+          diskId,
+          image: ref(world.job.images.get(diskId) as string),
+        }));
+        return { appliedSeq: world.job.applied, images };
       }),
     closeDisks: () =>
       world.place('closeDisks', () => {

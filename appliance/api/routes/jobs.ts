@@ -1,6 +1,6 @@
 import Type, { type Static } from 'typebox';
 import type { Router } from '../app.ts';
-import { Job, JobSettingsPatch, ProtectPlan, ProtectRequest } from '../schema.ts';
+import { Checkpoint, Job, JobSettingsPatch, ProtectPlan, ProtectRequest } from '../schema.ts';
 import type { Services } from '../services.ts';
 
 const ById = Type.Object({ id: Type.String({ minLength: 1, maxLength: 64 }) });
@@ -54,10 +54,20 @@ export function registerJobRoutes(route: Router, { jobs }: Services): void {
   });
 
   route({
+    method: 'GET',
+    url: '/api/jobs/:id/checkpoints',
+    access: 'viewer',
+    summary: 'The checkpoints of its replica disks, from which a recovery to a moment begins',
+    act: null,
+    schema: { params: ById, response: { 200: Type.Array(Checkpoint) } },
+    handler: (request) => jobs.actor(idOf(request)).checkpoints(),
+  });
+
+  route({
     method: 'PATCH',
     url: '/api/jobs/:id',
     access: 'operator',
-    summary: 'Change compression and bandwidth limit of a running job',
+    summary: 'Change compression, bandwidth limit and checkpoint schedule of a running job',
     act: 'job.change',
     object: (request) => `${idOf(request)}: ${JSON.stringify(request.body)}`,
     schema: { params: ById, body: JobSettingsPatch, response: { 200: Job } },

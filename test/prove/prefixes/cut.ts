@@ -88,6 +88,8 @@ export class Cuttable {
         diskSizes: () => [this.#sizeBytes],
         onWritten: () => {},
         onFlushed: async () => {},
+        gate: () => null,
+        beforeUnordered: async () => {},
       },
       this.#base.seq,
     );

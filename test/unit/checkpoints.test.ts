@@ -1,0 +1,377 @@
+/** The gate before unordered frames and the still moment of a checkpoint, on a real stream over files. */
+import { mkdtemp, open, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import fc from 'fast-check';
+import t from 'tap';
+import {
+  dueCheckpoint,
+  MERGE_POLICY,
+  type Merge,
+  planMerges,
+  type RetainedCheckpoint,
+} from '../../appliance/checkpoints/policy.ts';
+import {
+  type OpenStreamOptions,
+  ReplicationStream,
+  type StreamConnection,
+} from '../../appliance/replication/replication-stream.ts';
+import { undError } from '../../protocol/errors.ts';
+import { type FrameExtent, packFrame, packMark } from '../../protocol/frame.ts';
+import type { Mark } from '../../protocol/marks.ts';
+
+const SIZE = 64 * 1024;
+const CAPTURE = { captureId: 'c', bootId: 'b' };
+type TestLike = { teardown: (fn: () => unknown) => void };
+
+async function until(what: string, condition: () => unknown): Promise<void> {
+  for (const end = Date.now() + 30_000; !(await condition()); await delay(5)) {
+    if (Date.now() > end) throw new Error(`waited too long for: ${what}`);
+  }
+}
+
+/** The appliance's side of a stream, fed by hand, and what the source's disk is at each frame. */
+class Feed {
+  readonly dir: string;
+  readonly path: string;
+  readonly acks: number[] = [];
+  /** The source's disk after each frame, by sequence number. */
+  readonly at: Buffer[] = [Buffer.alloc(SIZE)];
+  hooks: OpenStreamOptions['hooks'] = {};
+  stream!: ReplicationStream;
+  epoch = 1;
+  #connection!: StreamConnection;
+
+  constructor(dir: string) {
+    this.dir = dir;
+    this.path = join(dir, 'replica');
+  }
+
+  static async start(t: TestLike, hooks: OpenStreamOptions['hooks'] = {}): Promise<Feed> {
+    const feed = new Feed(await mkdtemp(join(tmpdir(), 'checkpoint-test-')));
+    feed.hooks = hooks;
+    const file = await open(feed.path, 'w');
+    await file.truncate(SIZE);
+    await file.close();
+    await feed.open();
+    t.teardown(async () => {
+      await feed.stream.close();
+      await rm(feed.dir, { recursive: true, force: true });
+    });
+    return feed;
+  }
+
+  async open(): Promise<void> {
+    this.stream = await ReplicationStream.open({
+      jobId: 'j',
+      jobDir: join(this.dir, 'job'),
+      disks: [
+        {
+          diskId: 'd0',
+          index: 0,
+          devicePath: '/dev/null',
+          sizeBytes: SIZE,
+          replicaPath: this.path,
+          freshReplica: true,
+        },
+      ],
+      settings: { compression: 'none', bandwidthLimitBytesPerSec: null },
+      limits: { journalBytes: 1 << 30 },
+      hooks: this.hooks,
+    });
+    this.#connection = this.stream.connect({
+      send: (message) => {
+        if (message.type === 'ack') this.acks.push(message.seq);
+      },
+      close: () => {},
+    });
+  }
+
+  get seq(): number {
+    return this.at.length - 1;
+  }
+
+  #meta() {
+    const seq = this.at.length;
+    return { epoch: this.epoch, seq, bootTimeNs: BigInt(seq), wallMs: 1000 * seq, capturePos: seq };
+  }
+
+  async mark(mark: Mark): Promise<void> {
+    const frame = packMark(this.#meta(), mark);
+    this.at.push(Buffer.from(this.at.at(-1)!));
+    await this.#connection.frame(frame);
+  }
+
+  /** A captured write of one block. */
+  async write(block: number, value: number): Promise<void> {
+    const data = Buffer.alloc(4096, value);
+    const extents: FrameExtent[] = [
+      { kind: 'write', disk: 0, offsetBytes: block * 4096, lengthBytes: 4096, data },
+    ];
+    const frame = await packFrame({ kind: 'stream', ...this.#meta() }, extents, 'none');
+    const disk = Buffer.from(this.at.at(-1)!);
+    data.copy(disk, block * 4096);
+    this.at.push(disk);
+    await this.#connection.frame(frame);
+  }
+
+  /** A whole mirror run; what it reads is already in `at`, or becomes so. */
+  async mirror(run: number, kind: 'full' | 'difference', blocks: [number, number][] = []) {
+    const about = { disk: 0, run, kind, reason: 'test' };
+    await this.mark({ type: 'mirrorStart', ...about, startBytes: 0, endBytes: SIZE });
+    const disk = Buffer.from(this.at.at(-1)!);
+    const extents = blocks.map(([block, value]): FrameExtent => {
+      const data = Buffer.alloc(4096, value);
+      data.copy(disk, block * 4096);
+      return { kind: 'write', disk: 0, offsetBytes: block * 4096, lengthBytes: 4096, data };
+    });
+    const header = {
+      kind: 'mirror' as const,
+      ...this.#meta(),
+      disk: 0,
+      run,
+      cursorBytes: SIZE,
+      skippedBytes: 0,
+    };
+    const frame = await packFrame(header, extents, 'none');
+    this.at.push(disk);
+    await this.#connection.frame(frame);
+    await this.mark({ type: 'mirrorEnd', disk: 0, run });
+  }
+
+  /** The first mirror, done. */
+  async becomeWhole(): Promise<void> {
+    await this.mark({ type: 'epochStart', ...CAPTURE, reason: 'test' });
+    await this.mirror(1, 'full', [[3, 3]]);
+  }
+
+  replica(): Promise<Buffer> {
+    return readFile(this.path);
+  }
+}
+
+t.test('before lost order is applied, the point before it is flushed and protected', async (t) => {
+  const seen: { seq: number; reason: string; content: Buffer; sinceSeq: number }[] = [];
+  let allow = false;
+  const feed = await Feed.start(t, {
+    beforeUnordered: async ({ seq, sinceSeq }, reason) => {
+      seen.push({ seq, sinceSeq, reason, content: await feed.replica() });
+      if (!allow) throw undError('UND_HV_UNREACHABLE', { host: 'h', reason: 'test' });
+    },
+  });
+  await feed.becomeWhole();
+  const whole = feed.seq;
+  for (let block = 0; block < 8; block++) await feed.write(block, 0x40 + block);
+  const good = feed.seq;
+  await feed.mark({ type: 'orderLost', reason: 'overflow' });
+  for (let block = 0; block < 8; block++) await feed.write(block, 0x80 + block);
+  await until('the gate', () => seen.length > 0);
+  t.match(seen[0], { seq: good, sinceSeq: whole, reason: 'overflow' });
+  // Without the gate in Applier.#applyBatch the writes behind the mark are here.
+  t.ok(seen[0]?.content.equals(feed.at[good]!), 'the replica is exactly at the point');
+  await until('it to be said', () => {
+    const { phase } = feed.stream.state();
+    return phase.name === 'catching-up' && /^applying waits for a checkpoint/.test(phase.reason);
+  });
+  const before = feed.stream.state().durableSeq;
+  await feed.write(9, 9);
+  await until('the journal to go on', () => feed.stream.state().durableSeq > before);
+  t.equal(feed.acks.at(-1), feed.seq, 'and to be acknowledged');
+  t.equal(feed.stream.state().appliedSeq, good);
+  t.ok((await feed.replica()).equals(feed.at[good]!));
+  t.equal(
+    await feed.stream.atAppliedPoint(async () => 1).catch(({ code }) => code),
+    'UND_APPLY_PAUSED',
+  );
+
+  allow = true;
+  feed.stream.resumeApply();
+  await feed.stream.drainApply();
+  t.ok((await feed.replica()).equals(feed.at.at(-1)!), 'apply goes on');
+  t.equal(feed.stream.appliedPoint(), null, 'and is at no point');
+  const asked = seen.length;
+  await feed.mark({ type: 'orderResumed', reason: 'overflow', disks: [0] });
+  await feed.mirror(2, 'difference', [[12, 12]]);
+  await feed.stream.drainApply();
+  t.equal(seen.length, asked, 'not asked again within the unordered run');
+  t.match(feed.stream.appliedPoint(), { seq: feed.seq, sinceSeq: feed.seq });
+});
+
+t.test('a new epoch, and a restart of the stream, stand at the gate too', async (t) => {
+  const seen: number[] = [];
+  const feed = await Feed.start(t, {
+    beforeUnordered: async ({ seq }) => {
+      seen.push(seq);
+    },
+  });
+  await feed.becomeWhole();
+  await feed.write(1, 1);
+  await feed.stream.drainApply();
+  const good = feed.seq;
+  await feed.stream.restart('a person asked for it');
+  feed.epoch = feed.stream.epoch;
+  // The connection was closed by it.
+  await feed.stream.close();
+  await feed.open();
+  t.same(seen, [], 'nothing was applied yet');
+  t.equal(feed.stream.appliedPoint(), null);
+  await feed.mark({ type: 'epochStart', ...CAPTURE, reason: 'a person asked for it' });
+  await feed.stream.drainApply();
+  t.same(seen, [good]);
+});
+
+t.test('the gate is met again after a restart; a passed one is not', async (t) => {
+  const seen: number[] = [];
+  let allow = false;
+  const feed = await Feed.start(t, {
+    beforeUnordered: async ({ seq }) => {
+      seen.push(seq);
+      if (!allow) throw undError('UND_HV_UNREACHABLE', { host: 'h', reason: 'test' });
+    },
+  });
+  await feed.becomeWhole();
+  const good = feed.seq;
+  await feed.mark({ type: 'orderLost', reason: 'overflow' });
+  await until('the gate', () => seen.length > 0);
+  await feed.stream.close();
+  allow = true;
+  await feed.open();
+  await feed.stream.drainApply();
+  t.same([...new Set(seen)], [good]);
+  const asked = seen.length;
+  await feed.stream.close();
+  await feed.open();
+  await feed.write(1, 1);
+  await feed.stream.drainApply();
+  t.equal(seen.length, asked);
+});
+
+t.test('at a point the replica stands still, while intake goes on', async (t) => {
+  const feed = await Feed.start(t);
+  await feed.becomeWhole();
+  await feed.stream.drainApply();
+  let writing = true;
+  const writer = (async () => {
+    for (let n = 0; writing; n++) {
+      await feed.write(n % 16, n % 251);
+      await delay(1);
+    }
+  })();
+  for (let taken = 0; taken < 5; taken++) {
+    await feed.stream.atAppliedPoint(async ({ seq }) => {
+      t.ok((await feed.replica()).equals(feed.at[seq]!), `point ${seq}`);
+      const acked = feed.acks.length;
+      await until('frames to be acknowledged meanwhile', () => feed.acks.length > acked + 2);
+      // Without the flush and the standstill in Applier.between this is another content.
+      t.ok((await feed.replica()).equals(feed.at[seq]!), `still point ${seq}`);
+    });
+    await delay(20);
+  }
+  writing = false;
+  await writer;
+});
+
+t.test('after a crash the replica is at no point until everything was applied again', async (t) => {
+  const feed = await Feed.start(t);
+  await feed.becomeWhole();
+  await feed.stream.drainApply();
+  const record = await readFile(join(feed.dir, 'job', 'stream.json'));
+  for (let block = 0; block < 8; block++) await feed.write(block, 7);
+  await feed.stream.drainApply();
+  await feed.stream.close();
+  // Data reached the disk, what was known of it did not.
+  await writeFile(join(feed.dir, 'job', 'stream.json'), record);
+  await feed.open();
+  const point = feed.stream.appliedPoint();
+  t.ok(point === null || point.seq === feed.seq, 'the older record is no point of this content');
+  await feed.stream.drainApply();
+  t.match(feed.stream.appliedPoint(), { seq: feed.seq });
+});
+
+t.test('when a checkpoint is due', async (t) => {
+  const point = { seq: 100, sourceMs: 0, sinceSeq: 50 };
+  const facts = { point, dataSeq: 100, newest: null, nowMs: 1_000_000, everyMs: 60_000 };
+  t.equal(dueCheckpoint({ ...facts, point: null }), null, 'the replica is at no point');
+  t.ok(dueCheckpoint(facts), 'the first one at once');
+  t.ok(dueCheckpoint({ ...facts, newest: { seq: 49, takenMs: 999_999 } }), 'of the stretch');
+  const newest = { seq: 60, takenMs: 941_000 };
+  t.equal(dueCheckpoint({ ...facts, newest }), null, 'too early');
+  t.ok(dueCheckpoint({ ...facts, newest, nowMs: 1_001_000 }));
+  t.equal(
+    dueCheckpoint({ ...facts, newest, nowMs: 1_001_000, dataSeq: 60 }),
+    null,
+    'nothing was applied since',
+  );
+});
+
+const history = fc
+  .array(
+    fc.record({
+      gapMs: fc.integer({ min: 1000, max: 8 * 3_600_000 }),
+      newStretch: fc.boolean(),
+      held: fc.integer({ min: 0, max: 9 }).map((n) => n === 0),
+    }),
+    { minLength: 1, maxLength: 60 },
+  )
+  .map((steps) => {
+    let takenMs = 0;
+    let sinceSeq = 1;
+    const checkpoints = steps.map(({ gapMs, newStretch, held }, index) => {
+      takenMs += gapMs;
+      if (newStretch && index % 3 === 0) sinceSeq = index + 1;
+      return { checkpointId: index, takenMs, sinceSeq, held };
+    });
+    return { checkpoints, nowMs: takenMs + 1000 };
+  });
+
+/** What is left; throws when a merge is not of two neighbours. */
+function merged(checkpoints: RetainedCheckpoint[], merges: Merge[]): RetainedCheckpoint[] {
+  const left = [...checkpoints];
+  for (const { lowerId, upperId } of merges) {
+    const at = left.findIndex(({ checkpointId }) => checkpointId === lowerId);
+    if (at < 0 || left[at + 1]?.checkpointId !== upperId) throw new Error('not neighbours');
+    if (left[at]!.held || left[at + 1]!.held) throw new Error('something rests on it');
+    left.splice(at, 1);
+  }
+  return left;
+}
+
+t.test('merges: bounded, never under what is held, the newest stays, nothing twice', async (t) => {
+  fc.assert(
+    fc.property(history, ({ checkpoints, nowMs }) => {
+      const merges = planMerges(checkpoints, nowMs);
+      const left = merged(checkpoints, merges);
+      if (left.at(-1) !== checkpoints.at(-1)) return false;
+      if (planMerges(left, nowMs).length > 0) return false;
+      if (!checkpoints.some(({ held }) => held) && left.length > MERGE_POLICY.maxCheckpoints) {
+        return false;
+      }
+      if (checkpoints.length > MERGE_POLICY.maxCheckpoints) return true;
+      // Not too many: what is dense and young, and each stretch's first one, is there still.
+      return checkpoints.every(
+        (one, index) =>
+          left.includes(one) ||
+          (nowMs - one.takenMs > MERGE_POLICY.denseMs &&
+            checkpoints[index - 1]?.sinceSeq === one.sinceSeq),
+      );
+    }),
+    { numRuns: 500 },
+  );
+  t.pass('random histories');
+});
+
+t.test('merges: three days of a checkpoint each quarter of an hour', async (t) => {
+  const minute = 60_000;
+  let kept: RetainedCheckpoint[] = [];
+  for (let n = 0; n < 3 * 96; n++) {
+    const takenMs = n * 15 * minute;
+    kept.push({ checkpointId: n, takenMs, sinceSeq: 1, held: false });
+    kept = merged(kept, planMerges(kept, takenMs));
+    if (kept.length > 16) t.fail(`${kept.length} at ${n}`);
+  }
+  const nowMs = kept.at(-1)!.takenMs;
+  const ages = kept.map(({ takenMs }) => (nowMs - takenMs) / minute).reverse();
+  t.same(ages.slice(0, 5), [0, 15, 30, 45, 60], 'dense in the last hour');
+  t.ok(ages.at(-1)! > 24 * 60, `and back to ${Math.round(ages.at(-1)! / 60)} h`);
+});
