@@ -164,7 +164,7 @@ t.test('before lost order is applied, the point before it is flushed and protect
   const whole = feed.seq;
   for (let block = 0; block < 8; block++) await feed.write(block, 0x40 + block);
   const good = feed.seq;
-  await feed.mark({ type: 'orderLost', reason: 'overflow' });
+  await feed.mark({ type: 'orderLost', reason: 'overflow', compare: [0] });
   for (let block = 0; block < 8; block++) await feed.write(block, 0x80 + block);
   await until('the gate', () => seen.length > 0);
   t.match(seen[0], { seq: good, sinceSeq: whole, reason: 'overflow' });
@@ -191,7 +191,7 @@ t.test('before lost order is applied, the point before it is flushed and protect
   t.ok((await feed.replica()).equals(feed.at.at(-1)!), 'apply goes on');
   t.equal(feed.stream.appliedPoint(), null, 'and is at no point');
   const asked = seen.length;
-  await feed.mark({ type: 'orderResumed', reason: 'overflow', disks: [0] });
+  await feed.mark({ type: 'orderResumed', reason: 'overflow', compare: [0], drain: [] });
   await feed.mirror(2, 'difference', [[12, 12]]);
   await feed.stream.drainApply();
   t.equal(seen.length, asked, 'not asked again within the unordered run');
@@ -232,7 +232,7 @@ t.test('the gate is met again after a restart; a passed one is not', async (t) =
   });
   await feed.becomeWhole();
   const good = feed.seq;
-  await feed.mark({ type: 'orderLost', reason: 'overflow' });
+  await feed.mark({ type: 'orderLost', reason: 'overflow', compare: [0] });
   await until('the gate', () => seen.length > 0);
   await feed.stream.close();
   allow = true;
