@@ -459,6 +459,8 @@ class Session {
         reason: job.epochReason,
       });
     } else {
+      // The ring holds records that are older than this process: its own start is no moment to vouch for.
+      this.#bootNs = BigInt(job.durable.bootTimeNs);
       this.#release(fromPos);
     }
     const mode = this.#capture.mode();

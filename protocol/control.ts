@@ -188,7 +188,12 @@ export const ConfigureJob = message('configureJob', {
   /** Of the ring in the source's memory; 0: the agent chooses by the memory's size. */
   ringBytes: Bytes,
   /** What the journal holds durably: the stream goes on right after it. */
-  durable: Type.Object({ seq: Seq, capturePos: Bytes }),
+  durable: Type.Object({
+    seq: Seq,
+    capturePos: Bytes,
+    /** The source's clock in the last durable frame: a restarted agent knows of no later moment that is in the journal. */
+    bootTimeNs: Type.String({ pattern: '^[0-9]{1,20}$' }),
+  }),
   /** What the epoch is bound to; null until its first frame is durable. */
   binding: Nullable(Type.Object({ captureId: Id, bootId: Id })),
   /** The journal ends in a stretch whose order is lost; the agent must end that stretch. */

@@ -720,6 +720,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
           durable: {
             seq: this.#journal.durableSeq,
             capturePos: bound ? this.#durable.capturePos : 0,
+            bootTimeNs: bound ? this.#durable.bootTimeNs : '0',
           },
           binding: bound ? this.#durable.binding : null,
           orderLost:

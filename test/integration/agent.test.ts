@@ -48,7 +48,7 @@ const JOB: ControlOf<'configureJob'> = {
   compression: 'fast',
   bandwidthLimitBytesPerSec: null,
   ringBytes: 1 << 20,
-  durable: { seq: 0, capturePos: 0 },
+  durable: { seq: 0, capturePos: 0, bootTimeNs: '0' },
   binding: null,
   orderLost: null,
   intakeOpen: true,

@@ -3,8 +3,9 @@ import { cp, mkdir, readFile, rename, rm, truncate } from 'node:fs/promises';
 import { join } from 'node:path';
 import { execa } from 'execa';
 import t from 'tap';
+import { Journal } from '../../appliance/journal/journal.ts';
 import { undError } from '../../protocol/errors.ts';
-import { packFrame } from '../../protocol/frame.ts';
+import { type FrameHeader, packFrame } from '../../protocol/frame.ts';
 import { MIB, StreamLab, until } from './stream.lab.ts';
 
 t.setTimeout(180_000);
@@ -46,6 +47,40 @@ t.test(
     t.same((await lab.stream.verifyJournal()).faults, []);
   },
 );
+
+// Seen red with the restarted agent's own start as its first moment.
+t.test('no frame of a restarted agent vouches for writes that are still in the ring', async (t) => {
+  const lab = await new StreamLab(t, [16 * MIB]).start(false);
+  lab.startAgent();
+  await lab.settled();
+  await lab.agent!.kill();
+  const from = lab.stream.state().durableSeq;
+  const writes = 120;
+  for (let write = 0; write < writes; write++) {
+    await lab.kernel.write(0, write * 131_072, Buffer.alloc(65_536, write + 1));
+  }
+  const issuedNs = lab.kernel.ring.map(({ record }) => record.bootNs);
+  lab.startAgent();
+  await lab.settled();
+  await lab.agent!.kill();
+  await lab.stream.close();
+  const frames: FrameHeader[] = [];
+  const journal = await Journal.open(
+    { jobId: 'job-1', dir: join(lab.dir, 'job/journal'), appliedSeq: from, limitBytes: 512 * MIB },
+    { durable: () => {}, failed: () => {} },
+    ({ header }) => frames.push(header),
+  );
+  await journal.close();
+  t.equal(issuedNs.length, writes);
+  t.ok(frames.filter(({ kind }) => kind === 'stream').length > 3, 'the writes are in some frames');
+  let carried = 0;
+  for (const { seq, extentCount, bootTimeNs } of frames) {
+    carried += extentCount;
+    const before = issuedNs.filter((ns) => ns < bootTimeNs).length;
+    if (carried < before) t.fail(`frame ${seq} vouches for ${before} writes, ${carried} are there`);
+  }
+  t.equal(carried, writes);
+});
 
 t.test('links are cut and bytes damaged: frames are sent again', async (t) => {
   const lab = await new StreamLab(t, [32 * MIB]).start();

@@ -162,7 +162,6 @@ async function round(context: RoundContext): Promise<RoundResult> {
   // The stream begins under load, and goes on under load behind the base.
   context.teardown(() => live.close());
   await live.start();
-  await live.whole();
   const base = { image: join(lab.dir, 'base.img'), seq: 0 };
   base.seq = await live.keepBase(base.image);
   await writers.acts(acts >> 1);
@@ -173,6 +172,7 @@ async function round(context: RoundContext): Promise<RoundResult> {
   }
   await live.frames(20);
   await writers.acts(acts >> 1);
+  await live.whole();
   await live.stopAgent('SIGTERM');
   await writers.stop();
   await cluster.stop('SIGQUIT');

@@ -4,6 +4,7 @@ import { once } from 'node:events';
 import fs from 'node:fs';
 import { join } from 'node:path';
 import { ReplicationStream } from '../../../appliance/replication/replication-stream.ts';
+import { isWhole, type StreamRecord } from '../../../appliance/replication/stream-record.ts';
 import { type CaptureLab, MIB, run, until } from '../../integration/capture.lab.ts';
 import { FaultProxy, PlainServer } from '../../integration/stream.lab.ts';
 
@@ -44,7 +45,7 @@ export class LiveStream {
       ],
       settings: { compression: 'fast', bandwidthLimitBytesPerSec: null },
       // All of it stays: the prefixes are built from it.
-      limits: { journalBytes: 4096 * MIB, segmentBytes: 32 * MIB, ringBytes: 64 * MIB },
+      limits: { journalBytes: 4096 * MIB, segmentBytes: 32 * MIB, ringBytes: 256 * MIB },
     });
     this.#server.stream = this.stream;
     this.startAgent();
@@ -93,10 +94,17 @@ export class LiveStream {
    * journal, not applied. @returns that frame
    */
   async keepBase(image: string): Promise<number> {
-    await this.stream.drainApply();
-    await this.stream.pauseApply('the base of the prefixes is kept');
+    const record = join(this.jobDir, 'stream.json');
+    for (;;) {
+      await this.whole();
+      await this.stream.drainApply();
+      await this.stream.pauseApply('the base of the prefixes is kept');
+      // Order may have been lost while that was under way.
+      if (isWhole(JSON.parse(fs.readFileSync(record, 'utf8')) as StreamRecord)) break;
+      this.stream.resumeApply();
+    }
     run('cp', '--sparse=always', this.disk.replica, image);
-    fs.copyFileSync(join(this.jobDir, 'stream.json'), join(this.jobDir, 'base.json'));
+    fs.copyFileSync(record, join(this.jobDir, 'base.json'));
     return this.stream.state().appliedSeq;
   }
 
