@@ -119,7 +119,7 @@ async function round(context: RoundContext): Promise<RoundResult> {
     documents: Array.from({ length: DOCUMENTS }, (_, n) => `document-${n}`),
   };
   const disturbance = pick(DISTURBANCES);
-  const acts = short ? 60 : 200 + random(400);
+  const acts = short ? 60 : 100 + random(200);
 
   // The source, with everything on it before the capture begins.
   const lab = new CaptureLab(context, 5000);
