@@ -3,9 +3,9 @@
  * journal and given to the file system, PostgreSQL and SQLite to recover.
  *
  * A round: one file system on a captured loop device; a PostgreSQL cluster, two SQLite databases and file churn at work
- * on it at once; the stream through both ends of the product, begun under load, in some rounds with its link cut or its
- * agent killed; then some prefixes, judged. And prefixes without one of their newest frames, of which at least one must
- * be found out, or the judging itself would be worth nothing.
+ * on it at once; the stream through both ends of the product, begun under load, in some rounds after an overflow, with its
+ * link cut, or its agent killed; then some prefixes, judged. And prefixes without one of their newest frames, of which at
+ * least one must be found out, or the judging itself would be worth nothing.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -13,7 +13,7 @@ import fs from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Proof, RoundContext, RoundResult } from '../../scripts/lib/proof.ts';
-import { CaptureLab, run, runAside, unable, until } from '../integration/capture.lab.ts';
+import { CaptureLab, MIB, run, runAside, unable, until } from '../integration/capture.lab.ts';
 import { Cluster, initCluster, noPostgres } from './prefixes/cluster.ts';
 import { Cuttable } from './prefixes/cut.ts';
 import { FILE_SYSTEMS, type FileSystemName, release } from './prefixes/file-system.ts';
@@ -23,7 +23,7 @@ import { DOCUMENTS, openDatabase, SQLITE_MODES } from './prefixes/writer.ts';
 
 const DISK_MIB = 512;
 const TABLES = ['rows_a', 'rows_b'];
-const DISTURBANCES = ['none', 'link cut', 'agent killed'] as const;
+const DISTURBANCES = ['none', 'link cut', 'agent killed', 'overflow'] as const;
 /** Damaged prefixes that may pass unnoticed one after the other, because what was left out did not matter. */
 const DAMAGED_TRIES = 12;
 
@@ -56,6 +56,8 @@ class Writers {
   readonly #dir: string;
   readonly #running: ChildProcess[] = [];
   readonly logs: string[] = [];
+  #held = false;
+  #holding: NodeJS.Timeout | undefined;
 
   constructor(dir: string) {
     this.#dir = dir;
@@ -88,11 +90,23 @@ class Writers {
         });
         return this.logs.every((log, index) => count(log) >= from[index]! + more);
       },
-      180_000,
+      300_000,
     );
   }
 
+  /** A busy machine gives the agent too little to keep up with five writers: they wait while much is behind. */
+  holdBy(behindBytes: () => number, limitBytes: number): void {
+    this.#holding = setInterval(() => {
+      const hold = behindBytes() > (this.#held ? limitBytes / 4 : limitBytes);
+      if (hold === this.#held) return;
+      this.#held = hold;
+      for (const writer of this.#running) writer.kill(hold ? 'SIGSTOP' : 'SIGCONT');
+    }, 100);
+  }
+
   async stop(): Promise<void> {
+    clearInterval(this.#holding);
+    if (this.#held) for (const writer of this.#running) writer.kill('SIGCONT');
     await Promise.all(
       this.#running.map(async (writer) => {
         if (writer.exitCode !== null || writer.signalCode !== null) return;
@@ -161,7 +175,10 @@ async function round(context: RoundContext): Promise<RoundResult> {
 
   // The stream begins under load, and goes on under load behind the base.
   context.teardown(() => live.close());
-  await live.start();
+  const ringBytes = (disturbance === 'overflow' ? 16 : 128) * MIB;
+  await live.start(ringBytes);
+  writers.holdBy(() => live.stream.state().lagBytes, ringBytes / 4);
+  if (disturbance === 'overflow') await live.overflow(() => writers.acts(100));
   const base = { image: join(lab.dir, 'base.img'), seq: 0 };
   base.seq = await live.keepBase(base.image);
   await writers.acts(acts >> 1);

@@ -25,7 +25,7 @@ export class LiveStream {
     return join(this.#lab.dir, 'job');
   }
 
-  async start(): Promise<void> {
+  async start(ringBytes: number): Promise<void> {
     const { dev, sizeBytes, replica } = this.disk;
     await this.#server.listen();
     await this.proxy.listen();
@@ -45,7 +45,7 @@ export class LiveStream {
       ],
       settings: { compression: 'fast', bandwidthLimitBytesPerSec: null },
       // All of it stays: the prefixes are built from it.
-      limits: { journalBytes: 4096 * MIB, segmentBytes: 32 * MIB, ringBytes: 256 * MIB },
+      limits: { journalBytes: 4096 * MIB, segmentBytes: 32 * MIB, ringBytes },
     });
     this.#server.stream = this.stream;
     this.startAgent();
@@ -74,6 +74,19 @@ export class LiveStream {
     await exit;
   }
 
+  /** Stop the agent for as long as the writers fill its ring; it finds its order lost when it goes on. */
+  async overflow(fill: () => Promise<void>): Promise<void> {
+    await this.whole();
+    for (let tries = 0; this.stream.state().consistent; tries++) {
+      if (tries === 5) throw new Error('the ring does not overflow');
+      this.#agent!.kill('SIGSTOP');
+      await fill();
+      this.#agent!.kill('SIGCONT');
+      // Everything from before the pause is durable: if order was lost in it, that is known.
+      await this.frames(200);
+    }
+  }
+
   async whole(): Promise<void> {
     await this.#until('the mirror to be done', () => this.stream.state().consistent);
   }
@@ -84,7 +97,7 @@ export class LiveStream {
   }
 
   async #until(what: string, condition: () => boolean): Promise<void> {
-    await until(what, condition, 180_000).catch((error) => {
+    await until(what, condition, 300_000).catch((error) => {
       throw new Error(`${error.message}\n${JSON.stringify(this.stream.state())}`);
     });
   }
