@@ -5,6 +5,7 @@ import { Value } from 'typebox/value';
 import { Applier } from '../../../appliance/apply/applier.ts';
 import { ReplicaDisk } from '../../../appliance/apply/replica-disk.ts';
 import { Journal, type JournalFrame, JournalReader } from '../../../appliance/journal/journal.ts';
+import { judgeFrame, newPointState } from '../../../appliance/points/point-fold.ts';
 import { foldFrame, isWhole, StreamRecord } from '../../../appliance/replication/stream-record.ts';
 import type { FrameHeader } from '../../../protocol/frame.ts';
 import { readMark } from '../../../protocol/marks.ts';
@@ -54,6 +55,7 @@ export class Cuttable {
     if (!isWhole(record)) throw new Error(`the base at frame ${base.seq} is not whole`);
     const points: Point[] = [];
     const writes: FrameHeader[] = [];
+    let state = newPointState();
     const journal = await Journal.open(
       {
         jobId: 'prefixes',
@@ -63,12 +65,11 @@ export class Cuttable {
       },
       { durable: () => {}, failed: () => {} },
       ({ header, frame }: JournalFrame) => {
-        const before = record;
         record = foldFrame(record, header, header.kind === 'mark' ? readMark(header, frame) : null);
         if (header.kind === 'stream') writes.push(header);
-        // A part of a batch that was cut carries the position before the batch: it and its repetition are no points.
-        const wholeBatches = header.kind !== 'stream' || header.capturePos > before.capturePos;
-        if (isWhole(record) && wholeBatches) {
+        const { state: next, verdict } = judgeFrame(state, header, record);
+        state = next;
+        if (verdict.name !== 'no-point') {
           points.push({ seq: header.seq, bootTimeNs: header.bootTimeNs });
         }
       },
