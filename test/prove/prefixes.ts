@@ -14,6 +14,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Proof, RoundContext, RoundResult } from '../../scripts/lib/proof.ts';
 import { CaptureLab, MIB, run, runAside, unable, until } from '../integration/capture.lab.ts';
+import { endWithUs } from './prefixes/child.ts';
 import { Cluster, initCluster, noPostgres } from './prefixes/cluster.ts';
 import { Cuttable } from './prefixes/cut.ts';
 import { FILE_SYSTEMS, type FileSystemName, release } from './prefixes/file-system.ts';
@@ -69,13 +70,13 @@ class Writers {
     fs.writeFileSync(log, '');
     this.logs.push(log);
     const script = join(import.meta.dirname, 'prefixes/writer.ts');
-    this.#running.push(
-      spawn(
-        process.execPath,
-        ['--disable-warning=ExperimentalWarning', script, kind, target, log, String(seed)],
-        { stdio: ['ignore', 'ignore', 'inherit'] },
-      ),
+    const writer = spawn(
+      process.execPath,
+      ['--disable-warning=ExperimentalWarning', script, kind, target, log, String(seed)],
+      { stdio: ['ignore', 'ignore', 'inherit'] },
     );
+    endWithUs(writer, 'SIGKILL');
+    this.#running.push(writer);
   }
 
   /** Every writer has done so many more acts than now. */

@@ -4,6 +4,7 @@ import { once } from 'node:events';
 import fs from 'node:fs';
 import { join } from 'node:path';
 import { run, runAside, until } from '../../integration/capture.lab.ts';
+import { endWithUs } from './child.ts';
 
 const VERSIONS = '/usr/lib/postgresql';
 
@@ -98,6 +99,7 @@ export class Cluster {
       { ...ids, cwd: '/', stdio: ['ignore', log, log] },
     );
     fs.closeSync(log);
+    endWithUs(server, 'SIGQUIT');
     this.#server = server;
     await until('PostgreSQL to answer', async () => {
       if (server.exitCode !== null || server.signalCode !== null) {

@@ -7,6 +7,7 @@ import { ReplicationStream } from '../../../appliance/replication/replication-st
 import { isWhole, type StreamRecord } from '../../../appliance/replication/stream-record.ts';
 import { type CaptureLab, MIB, run, until } from '../../integration/capture.lab.ts';
 import { FaultProxy, PlainServer } from '../../integration/stream.lab.ts';
+import { endWithUs } from './child.ts';
 
 export class LiveStream {
   readonly #lab: CaptureLab;
@@ -63,6 +64,7 @@ export class LiveStream {
       ],
       { stdio: ['ignore', 'ignore', 'inherit'] },
     );
+    endWithUs(this.#agent, 'SIGKILL');
   }
 
   async stopAgent(signal: 'SIGTERM' | 'SIGKILL'): Promise<void> {
