@@ -190,7 +190,6 @@ async function round(context: RoundContext): Promise<RoundResult> {
   }
   await live.frames(20);
   await writers.acts(acts >> 1);
-  await live.whole();
   await live.stopAgent('SIGTERM');
   await writers.stop();
   await cluster.stop('SIGQUIT');
