@@ -65,7 +65,7 @@ export class FrameKeeper implements StreamLink {
       compression: 'none',
       bandwidthLimitBytesPerSec: null,
       ringBytes: 64 * MIB,
-      durable: { seq: 0, capturePos: 0 },
+      durable: { seq: 0, capturePos: 0, bootTimeNs: '0' },
       binding: null,
       orderLost: null,
       intakeOpen: true,
