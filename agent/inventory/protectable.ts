@@ -63,6 +63,21 @@ const REFUSED: readonly Row[] = [
   ],
 ]; // prettier-ignore
 
+/**
+ * Is this NVMe disk the head of several paths? With native multipath the kernel makes it of a subsystem, also when one
+ * path is all there is; the paths' own devices are hidden. `sysfsLink` is what /sys/block/NAME links to; the folder
+ * /sys/block/NAME/multipath came with 6.15.
+ */
+export function isNativeMultipath(
+  name: string,
+  facts: { sysfsLink: string; hasMultipathFolder: boolean },
+): boolean {
+  return (
+    name.startsWith('nvme') &&
+    (facts.hasMultipathFolder || facts.sysfsLink.includes('/nvme-subsystem/'))
+  );
+}
+
 /** Can this whole disk be protected? */
 export function protectability(disk: BlockNode, facts: DiskFacts): Protectable {
   for (const [when, reason] of REFUSED) {

@@ -5,6 +5,7 @@ import si from 'systeminformation';
 import type { Inventory } from '../../appliance/api/schema.ts';
 import { buildDisks, buildNics, prettyOsName, type SysfsFacts } from './build.ts';
 import { machineIdentity, machineKey } from './machine.ts';
+import { isNativeMultipath } from './protectable.ts';
 import { findmnt, ip, lsblk } from './tools.ts';
 
 const exists = (path: string) =>
@@ -29,11 +30,10 @@ async function sysfsFacts(name: string): Promise<SysfsFacts> {
     () => '512',
   );
   return {
-    // With native NVMe multipath the namespace's queue is a bio-based head over hidden path devices.
-    nvmeMultipath:
-      /^nvme/.test(name) &&
-      ((await exists(`/sys/block/${name}/multipath`)) ||
-        (await readlink(`/sys/block/${name}`).catch(() => '')).includes('/nvme-subsystem/')),
+    nvmeMultipath: isNativeMultipath(name, {
+      sysfsLink: await readlink(`/sys/block/${name}`).catch(() => ''),
+      hasMultipathFolder: await exists(`/sys/block/${name}/multipath`),
+    }),
     logicalBlockBytes: Number(block) || 512,
   };
 }
