@@ -3,7 +3,7 @@ import { randomInt } from 'node:crypto';
 import { existsSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
-import { type Proof, prove } from './lib/proof.ts';
+import { chooseCases, type Proof, prove } from './lib/proof.ts';
 
 const root = join(import.meta.dirname, '..');
 const folder = join(root, 'test/prove');
@@ -13,7 +13,7 @@ function fail(reason: string): never {
     .filter((file) => file.endsWith('.ts'))
     .map((file) => file.slice(0, -3));
   console.error(`${reason}
-Usage: sudo scripts/prove NAME [--rounds N] [--seed S] [--first ROUND] [--short]
+Usage: sudo scripts/prove NAME [--rounds N] [--seed S] [--first ROUND] [--only CASE,...] [--short]
 NAME is one of: ${names.join(', ')}`);
   process.exit(2);
 }
@@ -32,6 +32,7 @@ function read() {
         rounds: { type: 'string' },
         seed: { type: 'string' },
         first: { type: 'string', default: '1' },
+        only: { type: 'string' },
         short: { type: 'boolean', default: false },
         needs: { type: 'boolean', default: false },
       },
@@ -55,7 +56,14 @@ if (values.needs) {
   process.exit(0);
 }
 
-const rounds = values.rounds === undefined ? proof.rounds : count(values.rounds, 'rounds');
+const cases = values.only === undefined ? proof.cases : chooseCases(proof.cases ?? [], values.only);
+if (cases === null) {
+  fail(
+    `--only ${values.only}: cases of ${name} are ${proof.cases?.join(' ') ?? 'not to be named'}`,
+  );
+}
+const rounds =
+  values.rounds === undefined ? (cases?.length ?? proof.rounds) : count(values.rounds, 'rounds');
 if (rounds === 0) fail('--rounds is at least 1');
 const seed = values.seed === undefined ? randomInt(2 ** 31) : count(values.seed, 'seed');
 const cannot = proof.require();
@@ -70,6 +78,7 @@ const held = await prove(proof, {
   seed,
   first: count(values.first, 'first'),
   short: values.short,
+  only: values.only,
   keepRoot: join(root, 'build/prove'),
   print: (line) => console.log(line),
 });

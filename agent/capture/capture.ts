@@ -96,6 +96,8 @@ export type CaptureStart = {
   captureId: string;
   /** Reading starts here. */
   consumerPos: bigint;
+  /** What one entry of the dirty map stands for: 4 KiB, or 64 KiB on kernels without atomic OR (before 5.12). */
+  dirtyBlockBytes: number;
 };
 
 /** Something that the one who mirrors must act on. */

@@ -129,6 +129,7 @@ export class HelperCapture implements Capture {
       bootId: String(answer.bootId),
       captureId: String(answer.captureId),
       consumerPos: BigInt(String(answer.consumerPos)),
+      dirtyBlockBytes: Number(answer.dirtyBlockBytes),
     };
     if (answer.notAdoptedBecause) result.notAdoptedBecause = String(answer.notAdoptedBecause);
     return result;

@@ -20,6 +20,8 @@ export interface Proof {
   readonly builds: readonly string[];
   /** Rounds when none were asked for. */
   readonly rounds: number;
+  /** For a proof that goes through named cases: round n is case n, and then the first again. Parts are joined by `:`. */
+  readonly cases?: readonly string[];
   /** Why it cannot run on this machine, or null. Packages and builds are there when it is called. */
   require(): string | null;
   /** One round. What it throws counts as wrong. */
@@ -35,6 +37,8 @@ export interface RoundContext {
   random(below: number): number;
   /** The short form, which runs in the tests: the same work, less of it. */
   readonly short: boolean;
+  /** The case of this round, of a proof that has cases; otherwise ''. */
+  readonly case: string;
   /** A folder that stays if the round fails; made at the first call. */
   keepDir(): string;
   /** Called when the round is over, however it ended, the last one first. */
@@ -55,6 +59,8 @@ export interface ProveOptions {
   /** The first round's number: a failed round is run again by its number. */
   first: number;
   short: boolean;
+  /** Of a proof with cases, those to go through (`chooseCases`). */
+  only?: string;
   /** build/prove: failed rounds are kept below it. */
   keepRoot: string;
   print(line: string): void;
@@ -64,16 +70,30 @@ export interface ProveOptions {
 export const roundSeed = (seed: number, round: number): number =>
   (Math.imul(seed, 0x9e3779b1) ^ Math.imul(round, 0x85ebca6b)) >>> 0;
 
+/**
+ * The cases that `only` asks for: words joined by commas, each the first parts of a case's name. Null when a word asks
+ * for none.
+ */
+export function chooseCases(cases: readonly string[], only: string): string[] | null {
+  const words = only.split(',');
+  const asks = (word: string, name: string) => `${name}:`.startsWith(`${word}:`);
+  if (!words.every((word) => cases.some((name) => asks(word, name)))) return null;
+  return cases.filter((name) => words.some((word) => asks(word, name)));
+}
+
 /** Runs the rounds, one after the other. @returns how many held */
 export async function prove(proof: Proof, options: ProveOptions): Promise<number> {
-  const { name, rounds, seed, first, short, print } = options;
+  const { name, rounds, seed, first, short, only, print } = options;
+  const all = proof.cases ?? [];
+  const cases = (only === undefined ? all : chooseCases(all, only)) ?? [];
   print(`${proof.what} (seed ${seed})`);
   let held = 0;
   for (let round = first; round < first + rounds; round++) {
     const keep = join(options.keepRoot, `${name}-${seed}-${round}`);
     rmSync(keep, { recursive: true, force: true });
     const startedAt = Date.now();
-    const { did, wrong } = await runRound(proof, round, roundSeed(seed, round), short, keep);
+    const named = cases[(round - 1) % cases.length] ?? '';
+    const { did, wrong } = await runRound(proof, round, roundSeed(seed, round), short, named, keep);
     const seconds = ((Date.now() - startedAt) / 1000).toFixed(1);
     if (wrong.length === 0) {
       held++;
@@ -82,7 +102,8 @@ export async function prove(proof: Proof, options: ProveOptions): Promise<number
       continue;
     }
     mkdirSync(keep, { recursive: true });
-    const again = `scripts/prove ${name} --seed ${seed} --first ${round} --rounds 1${short ? ' --short' : ''}`;
+    const same = `${only === undefined ? '' : ` --only ${only}`}${short ? ' --short' : ''}`;
+    const again = `scripts/prove ${name} --seed ${seed} --first ${round} --rounds 1${same}`;
     writeFileSync(join(keep, 'wrong.txt'), `${again}\n${did}\n${wrong.join('\n')}\n`);
     print(`FAIL ${round}  ${did}  ${seconds} s`);
     for (const line of wrong) print(`     ${line}`);
@@ -97,6 +118,7 @@ async function runRound(
   round: number,
   seed: number,
   short: boolean,
+  named: string,
   keep: string,
 ): Promise<RoundResult> {
   const undo: Array<() => unknown> = [];
@@ -107,6 +129,7 @@ async function runRound(
       seed,
       random: random(seed),
       short,
+      case: named,
       keepDir: () => {
         mkdirSync(keep, { recursive: true });
         return keep;

@@ -212,6 +212,7 @@ class ScriptedCapture implements Capture {
       bootId: kernel.bootId,
       captureId: kernel.captureId,
       consumerPos: BigInt(kernel.consumerPos),
+      dirtyBlockBytes: 4096,
     };
   }
 

@@ -1,18 +1,17 @@
 /**
- * Proves the capture on stock Debian kernels under an emulated processor: for each release (5.10, 6.1, 6.12) and each
- * disk bus the replay test, with partitions, LVM and md; and that disks with several paths are refused. Needs root.
+ * The capture on the stock kernels of Debian 11 (5.10), 12 (6.1) and 13 (6.12), under an emulated processor: the replay
+ * test on each disk bus, with partitions, LVM and md below the file systems; and disks with several paths are refused.
  *
- * Usage: node test/prove/kernels.ts [--only SUITE[:BUS[:LAYOUT]],...] [--seed N] [--keep]
- *   SUITE bullseye | bookworm | trixie; BUS virtio-blk | virtio-scsi | nvme | ahci; LAYOUT plain | lvm | md;
- *   SUITE:dm-multipath and SUITE:nvme-multipath are the refusals.
- * The last line is `N of N`. After a failure the images stay, and their folder is named.
+ * A round is one case: `SUITE:BUS:LAYOUT`, `SUITE:dm-multipath` or `SUITE:nvme-multipath`. A guest serves the cases of
+ * its release one after the other; after a failure the next case gets a new one.
  */
 import fs from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { parseArgs } from 'node:util';
+import type { Proof, RoundContext, RoundResult } from '../../scripts/lib/proof.ts';
 import { MIB, run } from '../integration/capture.lab.ts';
 import {
+  type Captured,
   dmMultipathTest,
   LAYOUTS,
   type Layout,
@@ -20,137 +19,108 @@ import {
   type ProvenDisk,
   replayTest,
 } from './kernels/cases.ts';
-import {
-  BUSES,
-  type Bus,
-  type GuestDisk,
-  KernelGuest,
-  SUITES,
-  type Suite,
-} from './kernels/guest.ts';
+import { BUSES, type GuestDisk, KernelGuest, SUITES, type Suite } from './kernels/guest.ts';
 
-type Named = { suite: Suite; name: string };
-type Case =
-  | (Named & { kind: 'replay'; bus: Bus; layout: Layout })
-  | (Named & { kind: 'dm-multipath' })
-  | (Named & { kind: 'nvme-multipath' });
-
-const DISK_BYTES = 96 * MIB;
-
-const every: Case[] = SUITES.flatMap((suite) => [
-  ...BUSES.flatMap((bus) =>
-    LAYOUTS.map(
-      (layout): Case => ({
-        suite,
-        kind: 'replay',
-        bus,
-        layout,
-        name: `${suite}:${bus}:${layout}`,
-      }),
-    ),
-  ),
-  ...(['dm-multipath', 'nvme-multipath'] as const).map(
-    (kind): Case => ({
-      suite,
-      kind,
-      name: `${suite}:${kind}`,
-    }),
-  ),
+const DISK_MIB = 64;
+const CASES = SUITES.flatMap((suite) => [
+  ...BUSES.flatMap((bus) => LAYOUTS.map((layout) => `${suite}:${bus}:${layout}`)),
+  `${suite}:dm-multipath`,
+  `${suite}:nvme-multipath`,
 ]);
 
-const { values } = parseArgs({
-  options: {
-    only: { type: 'string' },
-    seed: { type: 'string', default: '1' },
-    keep: { type: 'boolean', default: false },
-  },
-});
-const wanted = values.only?.split(',');
-for (const word of wanted ?? []) {
-  if (!every.some(({ name }) => `${name}:`.startsWith(`${word}:`))) {
-    console.error(`--only ${word}: no such case; cases are ${every.map((c) => c.name).join(' ')}`);
-    process.exit(2);
-  }
-}
-const cases = every.filter(
-  ({ name }) => !wanted || wanted.some((word) => `${name}:`.startsWith(`${word}:`)),
-);
-const seed = Number(values.seed);
+/** The guest of the release whose turn it is, its disks by bus, and where they are. */
+type Current = Captured & { suite: Suite; dir: string; byBus: Map<string, ProvenDisk[]> };
+let current: Current | undefined;
 
-function newDisk(path: string, random: boolean): string {
+function newDisk(path: string): string {
   fs.writeFileSync(path, '');
-  fs.truncateSync(path, DISK_BYTES);
-  // Zeroes would hide a write that was lost.
-  if (random) run('dd', 'if=/dev/urandom', `of=${path}`, 'bs=1M', 'count=96', 'conv=notrunc');
+  fs.truncateSync(path, DISK_MIB * MIB);
   return path;
 }
 
-async function prove(
-  guest: KernelGuest,
-  one: Case,
-  dir: string,
-  disks: readonly GuestDisk[],
-): Promise<string> {
-  if (one.kind === 'dm-multipath') return dmMultipathTest(guest);
-  if (one.kind === 'nvme-multipath') return nvmeMultipathTest(guest);
-  const devices = await guest.disks(one.bus);
-  const proven = disks
-    .filter(({ bus }) => bus === one.bus)
-    .slice(0, one.layout === 'plain' ? 1 : 2)
-    .map(
-      ({ file }, n): ProvenDisk => ({
+async function boot(suite: Suite): Promise<Current> {
+  // Short: the path of a socket has 107 characters at most.
+  const dir = fs.mkdtempSync(join(tmpdir(), 'kernels-'));
+  process.once('exit', () => fs.rmSync(dir, { recursive: true, force: true }));
+  // Zeroes would hide a write that was lost; all of it random would only cost time.
+  const filling = newDisk(join(dir, 'filling'));
+  run('dd', 'if=/dev/urandom', `of=${filling}`, 'bs=1M', 'count=12', 'conv=notrunc', 'status=none');
+  const disks = BUSES.flatMap((bus) =>
+    [0, 1].map((n): GuestDisk => {
+      const file = join(dir, `${bus}-${n}.img`);
+      fs.copyFileSync(filling, file);
+      return { bus, file };
+    }),
+  );
+  const paths = (['dm', 'nvme'] as const).map((kind) => ({
+    kind,
+    file: newDisk(join(dir, `${kind}.img`)),
+  }));
+  const guest = await KernelGuest.boot(suite, dir, disks, paths);
+  const byBus = new Map<string, ProvenDisk[]>();
+  for (const bus of BUSES) {
+    const devices = await guest.disks(bus);
+    const files = disks.filter((disk) => disk.bus === bus);
+    byBus.set(
+      bus,
+      files.map(({ file }, n) => ({
         devicePath: devices[n] ?? '',
         file,
-        replica: newDisk(join(dir, `replica-${n}.img`), false),
-        sizeBytes: DISK_BYTES,
-      }),
+        replica: newDisk(join(dir, `${bus}-${n}.replica.img`)),
+        sizeBytes: DISK_MIB * MIB,
+      })),
     );
-  const seen = await replayTest(guest, one.layout, proven, seed);
-  const mib = (seen.bytes / MIB).toFixed(0);
-  return `identical: ${seen.records} records, ${mib} MiB, ${seen.discards} discards, ${seen.overlaps} overlaps, odd buffers: ${seen.odd}`;
+  }
+  return { suite, guest, dir, byBus, disks: [...byBus.values()].flat(), pinned: false };
 }
 
-let passed = 0;
-for (const suite of SUITES) {
-  const mine = cases.filter((one) => one.suite === suite);
-  if (mine.length === 0) continue;
-  const dir = fs.mkdtempSync(join(tmpdir(), 'kernels-'));
-  const buses = BUSES.filter((bus) => mine.some((one) => one.kind === 'replay' && one.bus === bus));
-  const disks: GuestDisk[] = buses.flatMap((bus) =>
-    [0, 1].map((n) => ({ bus, file: newDisk(join(dir, `${bus}-${n}.img`), true) })),
-  );
-  const paths = (['dm', 'nvme'] as const)
-    .filter((kind) => mine.some((one) => one.kind === `${kind}-multipath`))
-    .map((kind) => ({ kind, file: newDisk(join(dir, `${kind}.img`), false) }));
-  // A disk with one path beside the one with two, to be told apart from it.
-  if (paths.some(({ kind }) => kind === 'nvme') && !buses.includes('nvme')) {
-    disks.push({ bus: 'nvme', file: newDisk(join(dir, 'nvme-0.img'), false) });
-  }
-  let guest: KernelGuest | undefined;
-  let good = true;
-  for (const one of mine) {
-    const startedAt = Date.now();
-    try {
-      if (!guest) {
-        guest = await KernelGuest.boot(suite, dir, disks, paths);
-        console.log(`${suite}: kernel ${guest.release}`);
-      }
-      const said = await prove(guest, one, dir, disks);
-      const complaint = /(BUG|WARNING|Oops):.*/.exec(guest.console());
-      if (complaint) throw new Error(`the kernel complained: ${complaint[0]}`);
-      passed++;
-      console.log(`ok ${one.name}  ${said}  (${((Date.now() - startedAt) / 1000).toFixed(1)} s)`);
-    } catch (error) {
-      good = false;
-      console.log(`FAILED ${one.name}: ${error instanceof Error ? error.message : error}`);
-      // What was captured, mounted or assembled may still be: the next case gets a guest of its own.
-      await guest?.stop();
-      guest = undefined;
-    }
-  }
-  await guest?.stop();
-  if (good && !values.keep) fs.rmSync(dir, { recursive: true });
-  else console.log(`kept ${dir}`);
+async function stop(): Promise<void> {
+  const old = current;
+  current = undefined;
+  await old?.guest.stop();
+  if (old) fs.rmSync(old.dir, { recursive: true, force: true });
 }
-console.log(`${passed} of ${cases.length}`);
-process.exit(passed === cases.length ? 0 : 1);
+
+async function prove(lab: Current, name: string, seed: number): Promise<string> {
+  const [, what = '', layout = ''] = name.split(':');
+  if (what === 'dm-multipath') return dmMultipathTest(lab.guest);
+  if (what === 'nvme-multipath') return nvmeMultipathTest(lab.guest);
+  const used = (lab.byBus.get(what) ?? []).slice(0, layout === 'plain' ? 1 : 2);
+  const seen = await replayTest(lab, layout as Layout, used, seed);
+  const mib = (seen.bytes / MIB).toFixed(0);
+  return `identical after ${seen.records} records, ${mib} MiB; ${seen.discards} discards, ${seen.overlaps} overlaps, odd buffers: ${seen.odd}, dirty blocks of ${seen.dirtyBlockKib} KiB`;
+}
+
+async function round(context: RoundContext): Promise<RoundResult> {
+  const suite = context.case.split(':')[0] as Suite;
+  if (current?.suite !== suite) await stop();
+  const lab = current ?? (await boot(suite));
+  current = lab;
+  const did = `${context.case} (${lab.guest.release})`;
+  try {
+    const said = await prove(lab, context.case, context.random(2 ** 31));
+    const complaint = /(BUG|WARNING|Oops):.*/.exec(lab.guest.console());
+    if (complaint) throw new Error(`the kernel complained: ${complaint[0]}`);
+    return { did: `${did}: ${said}`, wrong: [] };
+  } catch (error) {
+    const keep = context.keepDir();
+    fs.writeFileSync(join(keep, 'console.log'), lab.guest.console());
+    await lab.guest.stop();
+    for (const file of fs.readdirSync(lab.dir)) {
+      if (file.endsWith('.img')) fs.copyFileSync(join(lab.dir, file), join(keep, file));
+    }
+    // What was captured, mounted or assembled may still be: the next case gets a guest of its own.
+    await stop();
+    return { did, wrong: [error instanceof Error ? error.message : String(error)] };
+  }
+}
+
+export const proof: Proof = {
+  what: 'the capture on stock Debian kernels: every disk bus, LVM, md; several paths refused',
+  packages: ['qemu-system-x86', 'cpio', 'kmod', 'xz-utils', 'gcc', 'libc6-dev'],
+  builds: ['build-capture'],
+  rounds: CASES.length,
+  cases: CASES,
+  require: () => (process.getuid?.() === 0 ? null : 'needs root'),
+  round,
+};

@@ -7,6 +7,7 @@ import { AgentState, agentPaths, traces, UNIT_NAME, writeDurably } from '../../a
 import { makeRequest } from '../../agent/enrol/csr.ts';
 import { backoffMs, LINK_BACKOFF, REFUSED_BACKOFF } from '../../agent/service/backoff.ts';
 import { onChange } from '../../agent/service/log.ts';
+import { captureDetail } from '../../agent/service/preflight.ts';
 import { renewalDue } from '../../agent/service/renewal.ts';
 import { decideRole } from '../../agent/service/role.ts';
 import { removeTraces, uninstall } from '../../agent/service/uninstall.ts';
@@ -143,3 +144,8 @@ t.test(
     t.ok(calls.includes(`stop ${UNIT_NAME}`));
   },
 );
+
+t.test('the preflight says what the capture can on this kernel', async (t) => {
+  t.equal(captureDetail('vda', 4096), 'ordered capture works on this kernel (tried on vda)');
+  t.match(captureDetail('sda', 65536), /works.*sda.*64 KiB instead of 4 KiB.*older than 5\.12/);
+});

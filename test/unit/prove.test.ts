@@ -2,11 +2,21 @@ import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'no
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
-import { type Proof, prove, type RoundContext, roundSeed } from '../../scripts/lib/proof.ts';
+import {
+  chooseCases,
+  type Proof,
+  prove,
+  type RoundContext,
+  roundSeed,
+} from '../../scripts/lib/proof.ts';
 
 type TestLike = { teardown: (fn: () => unknown) => void };
 
-async function run(t: TestLike, round: Proof['round'], more: Partial<{ seed: number }> = {}) {
+async function run(
+  t: TestLike,
+  round: Proof['round'],
+  { cases, ...more }: Partial<{ seed: number; only: string; cases: string[] }> = {},
+) {
   const keepRoot = mkdtempSync(join(tmpdir(), 'prove-test-'));
   t.teardown(() => rmSync(keepRoot, { recursive: true, force: true }));
   const lines: string[] = [];
@@ -17,6 +27,7 @@ async function run(t: TestLike, round: Proof['round'], more: Partial<{ seed: num
     rounds: 3,
     require: () => null,
     round,
+    ...(cases && { cases }),
   };
   const held = await prove(proof, {
     name: 'sample',
@@ -90,3 +101,23 @@ t.test('the seed gives the same choices again, another seed others', async (t) =
   t.notSame(await choices(8), first);
   t.not(roundSeed(1, 2), roundSeed(2, 1));
 });
+
+t.test(
+  'a proof with cases goes through them, or those asked for by their first parts',
+  async (t) => {
+    const cases = ['old:nvme:lvm', 'old:nvme:md', 'new:nvme:md', 'new:nvme-paths'];
+    t.same(chooseCases(cases, 'old'), ['old:nvme:lvm', 'old:nvme:md']);
+    t.same(chooseCases(cases, 'new:nvme,old:nvme:md'), ['old:nvme:md', 'new:nvme:md']);
+    t.equal(chooseCases(cases, 'old,newer'), null, 'a word that asks for none is a mistake');
+    t.equal(chooseCases([], 'old'), null);
+
+    const seen: string[] = [];
+    const round = async (context: RoundContext) => {
+      seen.push(context.case);
+      return { did: context.case, wrong: context.case === 'new:nvme:md' ? ['it differs'] : [] };
+    };
+    const { lines } = await run(t, round, { cases, only: 'old:nvme,new:nvme:md' });
+    t.same(seen, ['old:nvme:lvm', 'old:nvme:md', 'new:nvme:md']);
+    t.match(lines.join('\n'), /--first 3 --rounds 1 --only old:nvme,new:nvme:md$/m);
+  },
+);

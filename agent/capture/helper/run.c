@@ -1317,6 +1317,7 @@ int cmd_run(int argc, char **argv) {
   struct text t = {0};
   add(&t, "{\"started\":true,\"adopted\":%s,\"notAdoptedBecause\":\"%s\"", why_not ? "false" : "true", why_not ? json_text(why_not) : "");
   add(&t, ",\"bootId\":\"%s\",\"captureId\":\"%s\"", cfg->boot_id, cfg->capture_id);
+  add(&t, ",\"dirtyBlockBytes\":%u", 1u << cfg->block_shift);
   add(&t, ",\"consumerPos\":\"%llu\",\"mode\":%s,\"sizes\":{", (unsigned long long)read_pos, mode_json());
   for (u32 i = 0; i < disk_count; i++) add(&t, "%s\"%u\":%llu", i ? "," : "", disks[i].index, (unsigned long long)disks[i].bytes);
   add(&t, "}}");

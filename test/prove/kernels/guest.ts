@@ -33,7 +33,6 @@ const sh = (command: string, ...args: string[]) =>
 /** Builds the guest of a suite unless it is built, and what changes more often than it. Returns its initramfs. */
 function build(suite: Suite, dir: string): { kernel: string; initrd: string; release: string } {
   sh(join(HERE, 'build-guest.sh'), suite);
-  sh(join(ROOT, 'scripts/build-capture'));
   const top = join(dir, 'top');
   for (const folder of ['usr/bin', 'usr/lib/kernels']) {
     fs.mkdirSync(join(top, folder), { recursive: true });

@@ -1,8 +1,10 @@
 # md.sh DISK DISK SEED : a mirror of both, with its first synchronisation, a member that drops out, and its return.
 set -e
 . /lib/kernels/filesystems.sh
+blank "$1"
+blank "$2"
 mdadm -q --create /dev/md0 --level=1 --raid-devices=2 --metadata=1.2 --bitmap=internal --run "$1" "$2"
-kernels-io raw /dev/md0 "$3" 30
+kernels-io raw /dev/md0 "$3" 16
 on_ext4 /dev/md0 "$3"
 mdadm -q /dev/md0 --fail "$2"
 tries=0

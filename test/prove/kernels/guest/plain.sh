@@ -1,7 +1,7 @@
 # plain.sh DISK SEED : writes to the bare disk, then partitions with ext4 and XFS on it.
 set -e
-kernels-io raw "$1" "$2" 40
-printf 'label: gpt\nstart=2048, size=81920\nstart=83968\n' | sfdisk -q --wipe always "$1"
+kernels-io raw "$1" "$2" 24
+printf 'label: gpt\nstart=2048, size=40960\nstart=43008\n' | sfdisk -q --wipe always "$1"
 part=$1
 case $part in *[0-9]) part=${part}p ;; esac
 . /lib/kernels/filesystems.sh
