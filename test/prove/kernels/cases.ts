@@ -1,5 +1,6 @@
 /** What is proven of one kernel: the replay test per bus and layout, and the refusal of disks with several paths. */
 import fs from 'node:fs';
+import { inspect } from 'node:util';
 import {
   type BlockReader,
   type Capture,
@@ -17,7 +18,7 @@ export const LAYOUTS = ['plain', 'lvm', 'md'] as const;
 export type Layout = (typeof LAYOUTS)[number];
 
 const PIN_DIR = '/sys/fs/bpf/kernels';
-const RING_BYTES = 16 * MIB;
+const RING_BYTES = 64 * MIB;
 
 /** A disk of the guest: its path there, the file behind it here, and the replica that is built from the capture. */
 export type ProvenDisk = { devicePath: string; file: string; replica: string; sizeBytes: number };
@@ -41,11 +42,10 @@ const total = (numbers: readonly number[]) => numbers.reduce((sum, n) => sum + n
 const same = (a: readonly number[], b: readonly number[]) => a.every((n, i) => n === b[i]);
 
 function expect(what: string, holds: boolean, detail?: unknown): void {
-  if (!holds)
-    throw new Mismatch(detail === undefined ? what : `${what}: ${JSON.stringify(detail)}`);
+  if (!holds) throw new Mismatch(detail === undefined ? what : `${what}: ${inspect(detail)}`);
 }
 
-/** Offset of the first sector in which two files differ, or undefined. */
+/** Offset of the first sector in which two files differ, or undefined. Each replay test also sees it find one. */
 export function firstDifference(a: string, b: string): number | undefined {
   const [x, y] = [fs.openSync(a, 'r'), fs.openSync(b, 'r')];
   const [p, q] = [Buffer.alloc(MIB), Buffer.alloc(MIB)];

@@ -148,7 +148,7 @@ export class KernelGuest {
     ).trim();
     const args = [
       ...['-machine', 'q35', '-accel', type === 'kvm' ? 'kvm' : 'tcg'],
-      ...['-cpu', type === 'kvm' ? 'host' : 'max', '-smp', '1', '-m', '640'],
+      ...['-cpu', type === 'kvm' ? 'host' : 'max', '-smp', '1', '-m', '768'],
       ...['-nodefaults', '-no-user-config', '-display', 'none', '-no-reboot', '-serial', 'stdio'],
       ...['-kernel', kernel, '-initrd', initrd, '-append', 'console=ttyS0 quiet panic=-1'],
       ...['-device', 'virtio-serial-pci,max_ports=16'],

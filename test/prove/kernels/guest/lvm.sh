@@ -10,8 +10,8 @@ END
 blank "$1"
 blank "$2"
 lvm vgcreate -y -Zy vg "$1" "$2"
-lvm lvcreate -y -Wn -Zn -n linear -L 64M vg
 lvm lvcreate -y -Wn -Zn -n striped -i 2 -I 64 -L 32M vg
+lvm lvcreate -y -Wn -Zn -n linear -L 64M vg
 kernels-io raw /dev/mapper/vg-striped "$3" 16
 on_xfs /dev/mapper/vg-striped "$3"
 on_ext4 /dev/mapper/vg-linear "$3"

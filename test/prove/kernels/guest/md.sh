@@ -1,6 +1,8 @@
 # md.sh DISK DISK SEED : a mirror of both, with its first synchronisation, a member that drops out, and its return.
 set -e
 . /lib/kernels/filesystems.sh
+# Faster than the emulated processor empties the ring, the first synchronisation would end order by an overflow.
+echo 15000 >/proc/sys/dev/raid/speed_limit_max
 blank "$1"
 blank "$2"
 mdadm -q --create /dev/md0 --level=1 --raid-devices=2 --metadata=1.2 --bitmap=internal --run "$1" "$2"
