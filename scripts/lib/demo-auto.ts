@@ -54,24 +54,40 @@ const target = {
   username: lab.source.username,
   password: lab.source.password,
 };
-say(`asking ${lab.source.address} what stands in the way (preflight)`);
-const first = await api.call<PreflightReport>('/api/sources/preflight', {
-  body: target,
-  timeoutMs: 300_000,
-});
-const acceptHostKey = first.hostKeyFingerprint ?? undefined;
-const report = await api.call<PreflightReport>('/api/sources/preflight', {
-  body: { ...target, acceptHostKey },
-  timeoutMs: 300_000,
-});
-for (const check of report.checks)
-  say(`  ${check.result.padEnd(8)}${check.title}: ${check.detail}`);
-if (!report.ok) throw new Error('preflight refused the source');
+/** The source as a run before may have left it, or a new one. */
+async function findOrAdd(): Promise<Source> {
+  const known = (await api.call<Source[]>('/api/sources')).find(
+    ({ address }) => address === target.address,
+  );
+  if (known) {
+    say(`${known.name} was added before`);
+    return known;
+  }
+  return add();
+}
 
-let source = await api.call<Source>('/api/sources', {
-  body: { ...target, acceptHostKey },
-  timeoutMs: 300_000,
-});
+async function add(): Promise<Source> {
+  say(`asking ${lab.source.address} what stands in the way (preflight)`);
+  const first = await api.call<PreflightReport>('/api/sources/preflight', {
+    body: target,
+    timeoutMs: 300_000,
+  });
+  const acceptHostKey = first.hostKeyFingerprint ?? undefined;
+  const report = await api.call<PreflightReport>('/api/sources/preflight', {
+    body: { ...target, acceptHostKey },
+    timeoutMs: 300_000,
+  });
+  for (const check of report.checks)
+    say(`  ${check.result.padEnd(8)}${check.title}: ${check.detail}`);
+  if (!report.ok) throw new Error('preflight refused the source');
+
+  return api.call<Source>('/api/sources', {
+    body: { ...target, acceptHostKey },
+    timeoutMs: 300_000,
+  });
+}
+
+let source = await findOrAdd();
 source = await until('the agent to come online', 600_000, async () => {
   const now = await api.source(source.sourceId);
   say(
@@ -86,20 +102,28 @@ const inventory = source.inventory;
 if (!inventory) throw new Error('no inventory');
 say(`${inventory.os}, kernel ${inventory.kernel}, ${inventory.disks.length} disks`);
 
-let job = await api.call<Job>('/api/jobs', {
-  body: {
-    sourceId: source.sourceId,
-    diskIds: inventory.disks.filter((disk) => disk.protectable).map((disk) => disk.diskId),
-    pool: lab.pool,
-    network: lab.network,
-    replicaName: `${source.name}-replica`,
-    vcpus: 1,
-    memoryBytes: inventory.memoryBytes,
-    compression: 'fast',
-    bandwidthLimitBytesPerSec: null,
-  },
-  timeoutMs: 120_000,
-});
+const former = source.jobId ? await api.job(source.jobId) : undefined;
+if (former?.state.name === 'failed-over' || former?.state.name === 'failing-over') {
+  say(`${source.name} is failed over already: its replica is ${former.settings.replicaName}`);
+  say('undo or commit that failover on the page, or start anew: scripts/demo down');
+  process.exit(0);
+}
+let job =
+  former ??
+  (await api.call<Job>('/api/jobs', {
+    body: {
+      sourceId: source.sourceId,
+      diskIds: inventory.disks.filter((disk) => disk.protectable).map((disk) => disk.diskId),
+      pool: lab.pool,
+      network: lab.network,
+      replicaName: `${source.name}-replica`,
+      vcpus: 1,
+      memoryBytes: inventory.memoryBytes,
+      compression: 'fast',
+      bandwidthLimitBytesPerSec: null,
+    },
+    timeoutMs: 120_000,
+  }));
 job = await until('the job to be protected', 1_800_000, async () => {
   const now = await api.job(job.jobId);
   const done = now.disks.reduce((sum, disk) => sum + (disk.mirror?.doneBytes ?? 0), 0);

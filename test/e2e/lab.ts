@@ -1,11 +1,13 @@
 /** The lab as the end-to-end tests use it: brought up by the same command that the README gives to a person. */
 import { execFile, spawn } from 'node:child_process';
-import { cpSync, existsSync, mkdirSync, readFileSync } from 'node:fs';
+import { cpSync, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 
 const run = promisify(execFile);
 export const root = join(import.meta.dirname, '../..');
+const APPLIANCE_ADDRESS = '192.168.150.10';
+const SOURCE_ADDRESS = '192.168.150.20';
 
 export type LabDescription = {
   name: string;
@@ -76,7 +78,7 @@ export class Lab {
   }
 
   /** Runs a shell command on a guest that was made from the sample source. */
-  ssh(address: string, command: string, limitMs = 120_000): Promise<string> {
+  ssh(address: string, command: string, limitMs = 120_000, user = 'admin'): Promise<string> {
     const options = [
       'BatchMode=yes',
       'StrictHostKeyChecking=no',
@@ -90,7 +92,7 @@ export class Lab {
         '-i',
         join(root, 'build/images/source_key'),
         ...options.flatMap((o) => ['-o', o]),
-        `admin@${address}`,
+        `${user}@${address}`,
         command,
       ],
       limitMs,
@@ -114,7 +116,7 @@ export class Lab {
     const dir = join(root, 'build/lab', this.name);
     await run('sh', [
       '-c',
-      `find '${dir}' -type f -size -64M \\( -name '*.log' -o -name '*.json' -o -name '*.xml' \\)`,
+      `find '${dir}' -type f -size -64M \\( -name '*.log' -o -name '*.console' -o -name '*.json' -o -name '*.xml' \\)`,
     ])
       .then(({ stdout }) => {
         for (const file of stdout.split('\n').filter(Boolean)) {
@@ -122,5 +124,47 @@ export class Lab {
         }
       })
       .catch(() => undefined);
+    // What the services themselves say; a machine that does not answer has only its console.
+    for (const [name, address, unit] of [
+      ['appliance', APPLIANCE_ADDRESS, 'understudy-appliance'],
+      ['source', SOURCE_ADDRESS, 'understudy-agent'],
+    ] as const) {
+      const user = name === 'appliance' ? 'root' : 'admin';
+      await this.ssh(
+        address,
+        `sudo -n journalctl -b -u ${unit} --no-pager | tail -c 8M`,
+        60_000,
+        user,
+      )
+        .then((text) => writeFileSync(join(folder, `${name}-service.log`), text))
+        .catch(() => undefined);
+    }
+  }
+
+  /** As the power of the target host failing under the appliance, and coming back. */
+  async restartAppliance(): Promise<void> {
+    await this.virsh('destroy', 'understudy');
+    await this.virsh('start', 'understudy');
+  }
+
+  /** The README's way to a newer version: another system disk, the same data disk. */
+  async upgradeAppliance(limitMs: number): Promise<void> {
+    await this.exec(['scripts/deploy', '--host', 'local', '--upgrade'], limitMs);
+  }
+
+  /** Runs scripts/config-backup or scripts/config-restore as an administrator would, from outside the lab. */
+  async transferConfig(
+    act: 'backup' | 'restore',
+    args: string[],
+    secrets: { password: string; passphrase: string },
+  ): Promise<void> {
+    await run(join(root, `scripts/config-${act}`), args, {
+      timeout: 300_000,
+      env: {
+        ...process.env,
+        UNDERSTUDY_PASSWORD: secrets.password,
+        UNDERSTUDY_PASSPHRASE: secrets.passphrase,
+      },
+    });
   }
 }

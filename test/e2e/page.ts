@@ -555,6 +555,19 @@ export async function settleFailover(
   return waitForFailover(page, failoverId, [act === 'undo' ? 'undone' : 'committed'], limitMs);
 }
 
+/** Uninstalls the agent of a source that is online, and forgets the source. */
+export async function uninstall(page: Page, sourceId: string, name: string): Promise<void> {
+  await go(page, `/sources/${sourceId}`);
+  await press(page, '#uninstall-source');
+  await fill(page, '#confirm-input', name);
+  await press(page, '#confirm-submit');
+  await waitFor(page, 'the source to be gone from the list', 5 * MINUTE, async () => {
+    if (await visible(page, '#confirm-error'))
+      throw new Hopeless(await text(page, '#confirm-error'));
+    return visible(page, '#add-source');
+  });
+}
+
 export async function logout(page: Page): Promise<void> {
   await press(page, '#logout');
   await see(page, '#login-username');
