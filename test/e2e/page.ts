@@ -555,6 +555,17 @@ export async function settleFailover(
   return waitForFailover(page, failoverId, [act === 'undo' ? 'undone' : 'committed'], limitMs);
 }
 
+/** As `login`, where a session may have outlived a restart. */
+export async function loginAgain(page: Page, options: LoginOptions): Promise<void> {
+  await page.reload();
+  const asked = await waitFor(page, 'the page, or its login', 2 * MINUTE, async () =>
+    (await visible(page, '#login-username'))
+      ? 'yes'
+      : (await visible(page, '#session-user')) && 'no',
+  );
+  if (asked === 'yes') await login(page, options);
+}
+
 /** Uninstalls the agent of a source that is online, and forgets the source. */
 export async function uninstall(page: Page, sourceId: string, name: string): Promise<void> {
   await go(page, `/sources/${sourceId}`);

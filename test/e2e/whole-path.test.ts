@@ -207,8 +207,7 @@ step('the configuration is saved and restored by the scripts, without a mirror',
   );
   job = await protectedJob(10 * MINUTE);
   t.equal(mirrors(job), FIRST_MIRRORS, 'no other mirror was needed');
-  await page.reload();
-  await drive.login(page, { username: 'admin', password: PASSWORD });
+  await drive.loginAgain(page, { username: 'admin', password: PASSWORD });
 });
 
 step('the plug is pulled mid-write, and the page fails it over', async (t) => {
