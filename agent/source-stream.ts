@@ -22,10 +22,13 @@ import type {
   CaptureStatus,
 } from './capture/capture.ts';
 import { ringBytesFor, windowBytesFor } from './capture/ring-size.ts';
+import type { ExcludedFile, Verdict } from './mirror/excluded-files.ts';
+import { Exclusions } from './mirror/exclusions.ts';
 import { CHUNK_BYTES, type MirrorAsk, type MirrorHost, runMirror } from './mirror/mirror-run.ts';
 import { runReread } from './mirror/reread.ts';
 import { SwapAreas } from './mirror/swap-areas.ts';
 import { type Span, Touched } from './mirror/touched.ts';
+import type { Unneeded } from './mirror/unneeded.ts';
 import { Window } from './queue/window.ts';
 import { type PointTaken, PointTaker } from './quiesce/point-taker.ts';
 import type { QuiesceRequest } from './quiesce/quiesce.ts';
@@ -54,8 +57,10 @@ export interface SourceStreamOptions {
    * to capture and acknowledge in turn. It lives as long as the pinned capture does, until the reboot.
    */
   runDir: string;
-  /** Sorted free spans of a disk that a mirror need not read, by maps that may be trusted. */
-  unneeded?(devicePath: string, sizeBytes: number): Promise<Span[]>;
+  /** What of a disk a mirror need not read, by maps that may be trusted. */
+  unneeded?(devicePath: string, sizeBytes: number, exclusions: string[]): Promise<Unneeded>;
+  /** Whether files that were left out are still where nobody misses their content. */
+  checkExcluded?(files: ExcludedFile[], exclusions: string[]): Promise<Verdict[]>;
   /** Sorted spans of a disk that are active swap, without the header pages. */
   activeSwap?(devicePath: string, sizeBytes: number): Promise<Span[]>;
   /** Brings the applications to rest around a mark; agent/quiesce/quiesce.ts. Without it points are crash-consistent. */
@@ -78,6 +83,8 @@ const STATUS_MS = 900;
 const CLOCK_MARK_NS = 500_000_000n;
 /** Moments whose records are still in the ring; more than a ring ever holds seconds of. */
 const MAX_PROOFS = 4_096;
+/** For so long a file that leaves an excluded folder may be missing on the replica. */
+const EXCLUDED_CHECK_MS = 5_000;
 const RETRY_MIN_MS = 3_000;
 const RETRY_MAX_MS = 60_000;
 const MIRROR_RETRY_MS = 10_000;
@@ -292,6 +299,7 @@ class Session {
   #statusTimer: NodeJS.Timeout | undefined;
   #noting = false;
   readonly #swap: SwapAreas;
+  readonly #exclusions: Exclusions;
 
   private constructor(
     options: SourceStreamOptions,
@@ -309,6 +317,7 @@ class Session {
     this.#died = died;
     this.#statePath = join(options.runDir, `stream-${job.jobId}.json`);
     this.#swap = new SwapAreas(join(options.runDir, `swap-${job.jobId}.json`));
+    this.#exclusions = new Exclusions(join(options.runDir, `excluded-${job.jobId}.json`));
     this.#releasedPos = Number(start.consumerPos);
     this.#bucket = new TokenBucket(job.bandwidthLimitBytesPerSec, performance.now());
     this.#points = new PointTaker({
@@ -416,7 +425,10 @@ class Session {
       });
       return;
     }
-    if (!this.#consumer) await this.#followSwap();
+    if (!this.#consumer) {
+      await this.#followSwap();
+      await this.#followExclusions();
+    }
     if (decision.kind !== 'window') {
       // Frames of this process that the appliance does not want would be read again out of order: only the ring
       // knows the order, and a reader of it can't go back. A process that holds frames starts its capture anew.
@@ -549,7 +561,10 @@ class Session {
           ...this.#job,
           compression: message.compression,
           bandwidthLimitBytesPerSec: message.bandwidthLimitBytesPerSec,
+          exclusions: message.exclusions ?? this.#job.exclusions,
         };
+        // What is no longer excluded is read at once.
+        this.#excludedCheckedMs = Number.NEGATIVE_INFINITY;
         this.#bucket.setRate(message.bandwidthLimitBytesPerSec, performance.now());
         break;
       case 'hashes': {
@@ -881,6 +896,29 @@ class Session {
     if (marked) this.#reread();
   }
 
+  #excludedCheckedMs = Number.NEGATIVE_INFINITY;
+
+  /** What left its excluded place is read, as what stopped to be swap is: it was never sent. */
+  async #followExclusions(): Promise<void> {
+    const { checkExcluded } = this.#options;
+    if (!checkExcluded) return;
+    this.#excludedCheckedMs = performance.now();
+    const marked = await this.#exclusions.follow(
+      (files) => checkExcluded(files, this.#job.exclusions ?? []),
+      async (index, extents) => {
+        // A disk that is no longer the job's has no dirty map.
+        const disk = this.#job.disks.find((one) => one.index === index);
+        const within = extents.filter(
+          ({ offsetBytes, lengthBytes }) => offsetBytes + lengthBytes <= (disk?.sizeBytes ?? 0),
+        );
+        if (within.length > 0) await this.#capture.markDirty(index, within);
+      },
+    );
+    if (marked.size === 0) return;
+    this.#log('info', `files left an excluded place on disks ${[...marked].join(', ')}`);
+    this.#reread();
+  }
+
   // ---- mirror --------------------------------------------------------------------------------------------------
 
   #askMirror(ask: MirrorAsk): void {
@@ -961,10 +999,15 @@ class Session {
       openReader: (disk) => this.#options.openReader(devicePath(disk)),
       unneeded: async (disk) => {
         const size = this.#job.disks.find(({ index }) => index === disk)?.sizeBytes ?? 0;
-        const free = (await this.#options.unneeded?.(devicePath(disk), size)) ?? [];
-        const swap = this.#swap.spans(disk);
-        return [...free, ...swap].sort((a, b) => a.offsetBytes - b.offsetBytes);
+        const exclusions = this.#job.exclusions ?? [];
+        const found = await this.#options.unneeded?.(devicePath(disk), size, exclusions);
+        const { free, excluded } = found ?? { free: [], excluded: [] };
+        await this.#exclusions.add(disk, excluded);
+        const files = excluded.flatMap(({ spans }) => spans);
+        const all = [...free, ...files, ...this.#swap.spans(disk)];
+        return all.sort((a, b) => a.offsetBytes - b.offsetBytes);
       },
+      settle: () => this.#followExclusions(),
       leftOut: (disk) => this.#swap.spans(disk),
       replicaHashes: (ask, span) => this.#replicaHashes(ask, span),
       room: () => this.#room(signal),
@@ -1136,6 +1179,11 @@ class Session {
     this.#tellResized();
     await this.#followSwap();
     const now = performance.now();
+    if (now - this.#excludedCheckedMs >= EXCLUDED_CHECK_MS) {
+      this.#followExclusions().catch((error) => {
+        if (!this.#signal.aborted) this.#log('warning', asUndError(error).message);
+      });
+    }
     const seconds = (now - this.#lastStatus.atMs) / 1000;
     const rate = (bytes: number) => Math.max(0, Math.round(bytes / seconds));
     this.#measure(status);
@@ -1157,6 +1205,7 @@ class Session {
         totalBytes: ask.endBytes - ask.startBytes,
         skippedBytes,
       })),
+      excluded: this.#exclusions.totals(),
       readBytesPerSec: rate(this.#readBytes - this.#lastStatus.readBytes),
       writeBytesPerSec: rate(this.#writtenBytes - this.#lastStatus.writtenBytes),
       usage: {
@@ -1203,6 +1252,7 @@ class Session {
     if (unpin) {
       await unlink(this.#statePath).catch(() => {});
       await this.#swap.forget();
+      await this.#exclusions.forget();
     }
   }
 }

@@ -10,6 +10,9 @@ import Type, { type Static } from 'typebox';
 import { Value } from 'typebox/value';
 import { CompareDisks } from './compare-disks.ts';
 import { ERRORS, type ErrorCode, type UndError, undError } from './errors.ts';
+
+import { EXCLUSION_PATTERN, MAX_EXCLUSION_CHARS, MAX_EXCLUSIONS } from './exclusions.ts';
+
 import { ConsistencyPointMark, HookReport } from './marks.ts';
 import { MirrorKind } from './mirror-kind.ts';
 
@@ -67,6 +70,13 @@ const BandwidthLimit = Nullable(
   Type.Integer({ minimum: 1024, maximum: Number.MAX_SAFE_INTEGER, description: 'bytes/s' }),
 );
 
+/** Patterns of paths whose files the mirror leaves out (protocol/exclusions.ts). */
+const Exclusions = Type.Optional(
+  Type.Array(Type.String({ maxLength: MAX_EXCLUSION_CHARS, pattern: EXCLUSION_PATTERN }), {
+    maxItems: MAX_EXCLUSIONS,
+  }),
+);
+
 export const StreamModeName = Type.Union([
   Type.Literal('ordered'),
   Type.Literal('tracking'),
@@ -122,6 +132,12 @@ export const Status = message('status', {
       skippedBytes: Bytes,
     }),
     { maxItems: 1024 },
+  ),
+  /** What is not on the replica because it is excluded. */
+  excluded: Type.Optional(
+    Type.Array(Type.Object({ disk: Type.Integer({ minimum: 0 }), files: Bytes, bytes: Bytes }), {
+      maxItems: 1024,
+    }),
   ),
   readBytesPerSec: Type.Number({ minimum: 0 }),
   writeBytesPerSec: Type.Number({ minimum: 0, description: 'captured on the source' }),
@@ -185,6 +201,7 @@ export const ConfigureJob = message('configureJob', {
   disks: Type.Array(WireDisk, { minItems: 1, maxItems: 64 }),
   compression: CompressionName,
   bandwidthLimitBytesPerSec: BandwidthLimit,
+  exclusions: Exclusions,
   /** Of the ring in the source's memory; 0: the agent chooses by the memory's size. */
   ringBytes: Bytes,
   /** What the journal holds durably: the stream goes on right after it. */
@@ -205,6 +222,7 @@ export const TuneJob = message('tuneJob', {
   jobId: Id,
   compression: CompressionName,
   bandwidthLimitBytesPerSec: BandwidthLimit,
+  exclusions: Exclusions,
 });
 export const StartMirror = message('startMirror', {
   jobId: Id,

@@ -758,6 +758,11 @@ export const ERRORS = {
     hint: 'Open the way from the source server to these ports of the appliance in the firewalls between them.',
     httpStatus: 409,
   },
+  UND_SOURCE_FILES_FAILED: {
+    message: 'The files of the source server cannot be mapped: {reason}.',
+    hint: 'Nothing is left out for it: the mirror copies those files like any others.',
+    httpStatus: 500,
+  },
   UND_SOURCE_READ_FAILED: {
     message: 'Reading disk {disk} of the source server at byte {offsetBytes} failed: {reason}.',
     hint: 'Check the disk of the source server; the mirror is tried again.',

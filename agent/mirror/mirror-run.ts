@@ -44,10 +44,12 @@ export interface MirrorHost {
   clearDirty(disk: number, extents: Extent[]): Promise<void>;
   markDirty(disk: number, extents: Extent[]): Promise<void>;
   openReader(disk: number): Promise<BlockReader>;
-  /** Sorted spans that need not be mirrored: unallocated by a map that may be trusted, or active swap. */
+  /** Sorted spans that need not be mirrored: unallocated by a map that may be trusted, excluded, or active swap. */
   unneeded(disk: number): Promise<Span[]>;
   /** Sorted spans that stay out of the stream altogether: active swap. */
   leftOut(disk: number): readonly Span[];
+  /** What an earlier look left out, and should not be left out any more, is dirty when it resolves. */
+  settle(disk: number): Promise<void>;
   /** Hashes of the replica, HASH_BYTES per chunk. */
   replicaHashes(ask: MirrorAsk, span: Span): Promise<Buffer>;
   /** Resolves when replication has left room for a mirror frame. */
@@ -94,6 +96,7 @@ export async function runMirror(
       ask.kind === 'drain'
         ? { cursorBytes: ask.startBytes, skippedBytes: 0 }
         : await mirrorBlocks(host, ask, reader, tracker.touched, signal);
+    await host.settle(disk);
     await drainDirty(
       {
         takeDirty: (index, maxBytes, fromBytes) => host.takeDirty(index, maxBytes, fromBytes),

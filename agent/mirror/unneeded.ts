@@ -1,12 +1,26 @@
-/** What of a disk need not go to the replica: free blocks of mounted ext4 file systems, and active swap. */
+/**
+ * What of a disk need not go to the replica: free blocks of mounted ext4 and XFS file systems, the content of excluded
+ * files there, and active swap.
+ */
 import { readdir, readFile, realpath } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import type { BlockReader, Freeze } from '../capture/capture.ts';
+import type { FileMap } from '../capture/file-map.ts';
+import {
+  checkExcluded,
+  type ExcludedFile,
+  findExcluded,
+  isMappable,
+  type Places,
+  type Verdict,
+} from './excluded-files.ts';
 import { ext4Free } from './ext4.ts';
+import { parseMounts, parseSwaps } from './mounts.ts';
 import type { Span } from './touched.ts';
 
 export interface UnneededEdges {
   openReader(devicePath: string): Promise<BlockReader>;
+  openFileMap(): FileMap;
   freeze(mountPoints: string[], timeoutMs: number): Promise<Freeze>;
   log(level: 'info' | 'warning', text: string): void;
 }
@@ -24,35 +38,13 @@ export interface Part {
 const SWAP_HEADER_BYTES = 4096;
 const FREEZE_MS = 10_000;
 
-/** Pure: the mount points of ext file systems, by `major:minor`, out of /proc/self/mountinfo; one for each. */
-export function ext4Mounts(mountinfo: string): Map<string, string> {
-  const mounts = new Map<string, string>();
-  for (const line of mountinfo.split('\n')) {
-    const [left, right] = line.split(' - ');
-    if (!left || !right) continue;
-    const fields = left.split(' ');
-    const [type] = right.split(' ');
-    const dev = fields[2];
-    const mountPoint = fields[4];
-    if (!dev || !mountPoint || !/^ext[234]$/.test(type ?? '')) continue;
-    if (!mounts.has(dev)) mounts.set(dev, unescapeOctal(mountPoint));
-  }
-  return mounts;
-}
+/** Shorter runs of free blocks are not worth leaving out. */
+const MIN_FREE_BYTES = 64 * 1024;
 
-const unescapeOctal = (text: string): string =>
-  text.replace(/\\([0-7]{3})/g, (_, digits: string) =>
-    String.fromCharCode(Number.parseInt(digits, 8)),
-  );
-
-/** Pure: the device paths of active swap areas out of /proc/swaps; swap files are part of their file system. */
-export function swapDevices(swaps: string): string[] {
-  const paths: string[] = [];
-  for (const line of swaps.split('\n').slice(1)) {
-    const [path, type] = line.split(/\s+/);
-    if (path && type === 'partition') paths.push(unescapeOctal(path));
-  }
-  return paths;
+export interface Unneeded {
+  /** Sorted, disjoint. */
+  free: Span[];
+  excluded: ExcludedFile[];
 }
 
 /** The disk itself and its partitions. */
@@ -85,7 +77,7 @@ export async function partsOf(devicePath: string, sizeBytes: number): Promise<Pa
 /** The active swap areas of a disk, without their header pages. */
 export async function activeSwap(devicePath: string, sizeBytes: number): Promise<Span[]> {
   const active = new Set<string>();
-  for (const path of swapDevices(await readFile('/proc/swaps', 'utf8'))) {
+  for (const path of parseSwaps(await readFile('/proc/swaps', 'utf8')).devices) {
     active.add(await realpath(path).catch(() => path));
   }
   const spans: Span[] = [];
@@ -99,43 +91,80 @@ export async function activeSwap(devicePath: string, sizeBytes: number): Promise
   return spans;
 }
 
+const placesNow = async (): Promise<Places> => ({
+  mounts: parseMounts(await readFile('/proc/self/mountinfo', 'utf8')),
+  swapFiles: parseSwaps(await readFile('/proc/swaps', 'utf8')).files,
+});
+
 /**
- * Sorted, disjoint free spans of the disk that a mirror may leave out. Call it after the capture was attached, and after
- * the barrier: each mounted ext4 is frozen and thawed here, so that its bitmaps on the disk are those of a moment
- * after the attach, and only then are they read. Whatever cannot be told is copied.
+ * What a mirror of the disk may leave out. Call it after the capture was attached, and after the barrier.
+ *
+ * Two kinds of maps, on either side of one freeze and thaw of each file system. Before it, what the file system says of
+ * itself (excluded files, the free space of XFS): after it that is also what the disk says, or something newer that was
+ * captured. Behind it, the bitmaps of ext4 on the disk, which are then those of a moment after the attach. Whatever
+ * cannot be told is copied.
  */
 export async function findUnneeded(
   devicePath: string,
   sizeBytes: number,
+  exclusions: readonly string[],
   edges: UnneededEdges,
-): Promise<Span[]> {
-  const spans: Span[] = [];
-  const mounts = ext4Mounts(await readFile('/proc/self/mountinfo', 'utf8'));
+): Promise<Unneeded> {
+  const unneeded: Unneeded = { free: [], excluded: [] };
+  const places = await placesNow();
   for (const part of await partsOf(devicePath, sizeBytes)) {
-    const mountPoint = mounts.get(part.dev);
-    if (mountPoint === undefined) continue;
-    let reader: BlockReader | undefined;
+    const mount = places.mounts.find(({ dev, type }) => dev === part.dev && isMappable(type));
+    if (!mount) continue;
+    const files = edges.openFileMap();
     try {
-      const freeze = await edges.freeze([mountPoint], FREEZE_MS);
+      const excluded = await findExcluded(part.dev, part.offsetBytes, exclusions, places, files);
+      const isXfs = mount.type === 'xfs';
+      const xfs = isXfs ? await files.free(mount.mountPoint, part.dev) : [];
+      const freeze = await edges.freeze([mount.mountPoint], FREEZE_MS);
       await freeze.thaw();
-      reader = await edges.openReader(devicePath);
-      const open = reader;
-      const free = await ext4Free(
-        async (offset, length) => (await open.read(part.offsetBytes + offset, length)).data,
-        part.sizeBytes,
-      );
-      if (free.kind === 'free') {
-        for (const span of free.spans) {
-          spans.push({ ...span, offsetBytes: part.offsetBytes + span.offsetBytes });
-        }
-      } else {
-        edges.log('info', `${part.devicePath} is copied whole: ${free.reason}`);
+      const free = isXfs
+        ? xfs.map(({ physicalBytes, lengthBytes }) => ({ offsetBytes: physicalBytes, lengthBytes }))
+        : await ext4FreeOf(part, devicePath, edges);
+      for (const { offsetBytes, lengthBytes } of free) {
+        if (lengthBytes < MIN_FREE_BYTES) continue;
+        unneeded.free.push({ offsetBytes: part.offsetBytes + offsetBytes, lengthBytes });
       }
+      unneeded.excluded.push(...excluded);
     } catch (error) {
       edges.log('warning', `${part.devicePath} is copied whole: ${(error as Error).message}`);
     } finally {
-      await reader?.close();
+      await files.close();
     }
   }
-  return spans.sort((a, b) => a.offsetBytes - b.offsetBytes);
+  unneeded.free.sort((a, b) => a.offsetBytes - b.offsetBytes);
+  return unneeded;
+}
+
+async function ext4FreeOf(part: Part, devicePath: string, edges: UnneededEdges): Promise<Span[]> {
+  const reader = await edges.openReader(devicePath);
+  try {
+    const free = await ext4Free(
+      async (offset, length) => (await reader.read(part.offsetBytes + offset, length)).data,
+      part.sizeBytes,
+    );
+    if (free.kind === 'free') return free.spans;
+    edges.log('info', `the free blocks of ${part.devicePath} are copied: ${free.reason}`);
+    return [];
+  } finally {
+    await reader.close();
+  }
+}
+
+/** What is to become of files that were left out, by the patterns, mounts and swap of now. */
+export async function checkNow(
+  excluded: readonly ExcludedFile[],
+  exclusions: readonly string[],
+  edges: Pick<UnneededEdges, 'openFileMap'>,
+): Promise<Verdict[]> {
+  const files = edges.openFileMap();
+  try {
+    return await checkExcluded(excluded, exclusions, await placesNow(), files);
+  } finally {
+    await files.close();
+  }
 }

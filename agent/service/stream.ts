@@ -1,8 +1,9 @@
 /** Ties the source's stream to the service: which helper, which folders. */
 
 import { createCapture, freeze, openBlockReader } from '../capture/capture.ts';
+import { openFileMap } from '../capture/file-map.ts';
 import type { AgentPaths } from '../config.ts';
-import { activeSwap, findUnneeded } from '../mirror/unneeded.ts';
+import { activeSwap, checkNow, findUnneeded, type UnneededEdges } from '../mirror/unneeded.ts';
 import { SourceStream } from '../source-stream.ts';
 import type { Log } from './log.ts';
 import { createQuiesce } from './quiesce.ts';
@@ -11,19 +12,22 @@ import type { Stream } from './run.ts';
 /** @param helperPath the capture helper of this build, or undefined to look for one at the first use */
 export function createStream(paths: AgentPaths, helperPath: string | undefined, log: Log): Stream {
   const helper = { helperPath };
+  const edges: UnneededEdges = {
+    openReader: (path) => openBlockReader(path, helper),
+    openFileMap: () => openFileMap(helper),
+    freeze: (mountPoints, timeoutMs) => freeze(mountPoints, timeoutMs, helper),
+    log,
+  };
   return new SourceStream({
     createCapture: () => createCapture(helper),
-    openReader: (devicePath) => openBlockReader(devicePath, helper),
+    openReader: edges.openReader,
     pinDir: paths.pinDir,
     runDir: paths.runDir,
     activeSwap,
     quiesce: createQuiesce(paths, helper),
-    unneeded: (devicePath, sizeBytes) =>
-      findUnneeded(devicePath, sizeBytes, {
-        openReader: (path) => openBlockReader(path, helper),
-        freeze: (mountPoints, timeoutMs) => freeze(mountPoints, timeoutMs, helper),
-        log,
-      }),
+    unneeded: (devicePath, sizeBytes, exclusions) =>
+      findUnneeded(devicePath, sizeBytes, exclusions, edges),
+    checkExcluded: (files, exclusions) => checkNow(files, exclusions, edges),
     log,
   });
 }

@@ -4,6 +4,11 @@
  * Units are in the names. Every time is an ISO 8601 string in UTC.
  */
 import Type, { type Static } from 'typebox';
+import {
+  EXCLUSION_PATTERN,
+  MAX_EXCLUSION_CHARS,
+  MAX_EXCLUSIONS,
+} from '../../protocol/exclusions.ts';
 
 const Nullable = <T extends Type.TSchema>(schema: T) => Type.Union([schema, Type.Null()]);
 const Id = Type.String({ minLength: 1, maxLength: 64 });
@@ -267,6 +272,14 @@ const CheckpointMinutes = Type.Integer({
   description:
     'a checkpoint of the replica disks is taken this often when something was applied; 15',
 });
+export const Exclusions = Type.Array(
+  Type.String({ maxLength: MAX_EXCLUSION_CHARS, pattern: EXCLUSION_PATTERN }),
+  {
+    maxItems: MAX_EXCLUSIONS,
+    description:
+      'absolute paths on the source server, with * and ? within a name and ** for any folders: what lies there is not mirrored',
+  },
+);
 export const ProtectRequest = Type.Object({
   sourceId: Id,
   diskIds: Type.Array(Id, { minItems: 1 }),
@@ -281,6 +294,8 @@ export const ProtectRequest = Type.Object({
   historyBytes: Type.Optional(HistoryBytes),
   ringBytes: Type.Optional(RingBytes),
   checkpointMinutes: Type.Optional(CheckpointMinutes),
+  /** Left out: DEFAULT_EXCLUSIONS. */
+  exclusions: Type.Optional(Exclusions),
 });
 export type ProtectRequest = Static<typeof ProtectRequest>;
 export const ProtectPlan = Type.Object({
@@ -327,8 +342,16 @@ export const JobDisk = Type.Object({
       reason: Type.String(),
       totalBytes: Type.Number(),
       doneBytes: Type.Number({ description: 'read and either sent or skipped' }),
-      skippedBytes: Type.Number({ description: 'of them: unallocated, zero, swap or equal' }),
+      skippedBytes: Type.Number({
+        description: 'of them: unallocated, excluded, zero, swap or equal',
+      }),
     }),
+  ),
+  excluded: Nullable(
+    Type.Object(
+      { files: Type.Number(), bytes: Type.Number() },
+      { description: 'files whose content is not on the replica; null while the agent is away' },
+    ),
   ),
 });
 export type JobDisk = Static<typeof JobDisk>;
@@ -387,6 +410,7 @@ export const JobSettingsPatch = Type.Object({
   historyBytes: Type.Optional(HistoryBytes),
   ringBytes: Type.Optional(RingBytes),
   checkpointMinutes: Type.Optional(CheckpointMinutes),
+  exclusions: Type.Optional(Exclusions),
 });
 export type JobSettingsPatch = Static<typeof JobSettingsPatch>;
 export const Checkpoint = Type.Object({

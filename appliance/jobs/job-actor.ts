@@ -723,8 +723,13 @@ export class JobActor {
   }
 
   #streamSettings() {
-    const { compression, bandwidthLimitBytesPerSec, ringBytes = null } = this.row.settings;
-    return { compression, bandwidthLimitBytesPerSec, ringBytes };
+    const {
+      compression,
+      bandwidthLimitBytesPerSec,
+      ringBytes = null,
+      exclusions,
+    } = this.row.settings;
+    return { compression, bandwidthLimitBytesPerSec, ringBytes, exclusions };
   }
 
   #inTurn<T>(work: () => Promise<T>): Promise<T> {

@@ -6,6 +6,7 @@
 import { randomUUID } from 'node:crypto';
 import { statfs } from 'node:fs/promises';
 import { undError } from '../../protocol/errors.ts';
+import { DEFAULT_EXCLUSIONS } from '../../protocol/exclusions.ts';
 import type { Job, JobSettingsPatch, ProtectPlan, ProtectRequest } from '../api/schema.ts';
 import type { EventHub } from '../control/event-hub.ts';
 import type { HostService } from '../control/host-service.ts';
@@ -165,7 +166,7 @@ export class JobService {
       const row: JobRow = {
         jobId: randomUUID(),
         sourceId: source.sourceId,
-        settings: request,
+        settings: { ...request, exclusions: request.exclusions ?? [...DEFAULT_EXCLUSIONS] },
         phase: { name: 'creating', failed: null },
         provenBootableAt: null,
         createdAt: new Date().toISOString(),

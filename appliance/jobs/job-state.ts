@@ -104,7 +104,8 @@ export function jobView(row: JobRow, live: LiveFacts): Job {
       ? { mode: view.mode.mode, reason: view.mode.reason, since: iso(view.mode.sinceMs) }
       : { mode: 'none', reason: null, since: null },
     disks: row.disks.map((disk) => {
-      const mirror = view?.disks.find(({ diskId }) => diskId === disk.diskId)?.mirror;
+      const seen = view?.disks.find(({ diskId }) => diskId === disk.diskId);
+      const mirror = seen?.mirror;
       return {
         diskId: disk.diskId,
         name: disk.name,
@@ -121,6 +122,7 @@ export function jobView(row: JobRow, live: LiveFacts): Job {
               skippedBytes: mirror.skippedBytes,
             }
           : null,
+        excluded: seen?.excluded ?? null,
       };
     }),
     figures: view

@@ -17,6 +17,7 @@
  * | boot disk, or a disk with mounted file systems, left out | warning                             |
  */
 import { UndError, undError } from '../../protocol/errors.ts';
+import { DEFAULT_EXCLUSIONS, riskyExclusions } from '../../protocol/exclusions.ts';
 import { toApiError } from '../api/api-error.ts';
 import type { HostView, ProtectPlan, ProtectRequest, Source } from '../api/schema.ts';
 import { reserveBytes } from './watermark.ts';
@@ -192,6 +193,17 @@ export function planProtection(
     );
   }
 
+  const exclusions = request.exclusions ?? DEFAULT_EXCLUSIONS;
+  for (const pattern of riskyExclusions(exclusions)) {
+    warnings.push(
+      `The content of ${pattern} is excluded, and a server needs it to start: the replica will not.`,
+    );
+  }
+  const but =
+    exclusions.length === 0
+      ? ''
+      : ` but for the files in ${exclusions.length} excluded ${exclusions.length === 1 ? 'place' : 'places'}`;
+
   const limit =
     request.bandwidthLimitBytesPerSec === null
       ? 'without a bandwidth limit'
@@ -203,7 +215,7 @@ export function planProtection(
     ),
     `Attach ${disks.length === 1 ? 'it' : 'them'} to the appliance.`,
     `Start to capture every write on ${disks.map((disk) => disk.name).join(', ')} of ${source.name}; the server stays in full use.`,
-    `Mirror what is in use, compression ${request.compression}, ${limit}.`,
+    `Mirror what is in use${but}, compression ${request.compression}, ${limit}.`,
     `From then on replicate every write; at a failover start ${request.replicaName} with ${request.vcpus} vCPUs and ${humanBytes(request.memoryBytes)} on network ${request.network}.`,
   ];
   return finish(actions);

@@ -69,6 +69,8 @@ export interface StreamSettings {
   bandwidthLimitBytesPerSec: number | null;
   /** Of the ring in the source's memory; null: as the limits say. */
   ringBytes?: number | null;
+  /** Paths on the source whose files the mirror leaves out (protocol/exclusions.ts). */
+  exclusions?: string[];
 }
 
 export interface StreamLimits {
@@ -158,7 +160,14 @@ export interface StreamView {
     /** Source's wall clock; null: since the stream began. */
     sinceMs: number | null;
   };
-  disks: Array<{ diskId: string; index: number; sizeBytes: number; mirror: StreamMirror }>;
+  disks: Array<{
+    diskId: string;
+    index: number;
+    sizeBytes: number;
+    mirror: StreamMirror;
+    /** What is not on the replica because it is excluded; null: the agent is not there to tell. */
+    excluded: { files: number; bytes: number } | null;
+  }>;
   /** Frames received, as they crossed the network. */
   rateBytesPerSec: number;
   /** Until the mirrors are done at their present speed; null when none runs or it is not known. */
@@ -407,7 +416,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
   configure(settings: StreamSettings): void {
     const before = this.#ringBytes;
     this.#settings = settings;
-    const { compression, bandwidthLimitBytesPerSec } = settings;
+    const { compression, bandwidthLimitBytesPerSec, exclusions } = settings;
     const connection = this.#connection;
     if (connection && this.#ringBytes !== before) this.#sendConfigure(connection);
     else {
@@ -416,6 +425,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
         jobId: this.jobId,
         compression,
         bandwidthLimitBytesPerSec,
+        exclusions,
       });
     }
   }
@@ -716,6 +726,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
           })),
           compression: this.#settings.compression,
           bandwidthLimitBytesPerSec: this.#settings.bandwidthLimitBytesPerSec,
+          exclusions: this.#settings.exclusions,
           ringBytes: this.#ringBytes,
           durable: {
             seq: this.#journal.durableSeq,
@@ -1124,6 +1135,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
         index,
         sizeBytes,
         mirror: viewMirror(mirror),
+        excluded: viewExcluded(status, index),
       })),
       rateBytesPerSec: this.#rate.perSecond(),
       etaSeconds: this.#eta(),
@@ -1208,8 +1220,15 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
 
 /** A page of the point index could not be written: a restart reads the journal instead, which holds the same. */
 const notUrgent = () => {};
+const NONE_EXCLUDED = { files: 0, bytes: 0 };
 const yes = () => true;
 const no = () => false;
+
+function viewExcluded(status: ControlOf<'status'> | null, index: number) {
+  if (!status?.excluded) return null;
+  const { files, bytes } = status.excluded.find(({ disk }) => disk === index) ?? NONE_EXCLUDED;
+  return { files, bytes };
+}
 
 function viewMirror(mirror: MirrorState): StreamMirror {
   const { kind, reason } = mirror;

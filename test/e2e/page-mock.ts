@@ -337,6 +337,7 @@ export async function startPageMock(options: PageMockOptions): Promise<PageMock>
         doneBytes: Math.round(disk.sizeBytes * part),
         skippedBytes: Math.round(disk.sizeBytes * part * 0.7),
       },
+      excluded: { files: 7, bytes: Math.round(disk.sizeBytes * 0.05) },
     }));
     const stream = {
       mode: 'ordered' as const,
@@ -874,6 +875,7 @@ export async function startPageMock(options: PageMockOptions): Promise<PageMock>
             serial: `u${randomBytes(10).toString('hex').slice(0, 19)}`,
             attached: false,
             mirror: null,
+            excluded: null,
           })),
         figures: figures(),
         settings: request.body,

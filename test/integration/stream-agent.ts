@@ -1,10 +1,17 @@
 /** An agent's stream in a process of its own, so that it can be killed: PORT PINDIR RUNDIR [skip]. */
 import { createCapture, freeze, openBlockReader } from '../../agent/capture/capture.ts';
-import { findUnneeded } from '../../agent/mirror/unneeded.ts';
+import { openFileMap } from '../../agent/capture/file-map.ts';
+import { checkNow, findUnneeded, type UnneededEdges } from '../../agent/mirror/unneeded.ts';
 import { PlainAgent } from './stream.lab.ts';
 
 const [port, pinDir, runDir, skip] = process.argv.slice(2) as [string, string, string, string?];
-const agent = new PlainAgent(Number(port), {
+const edges: UnneededEdges = {
+  openReader: (path) => openBlockReader(path),
+  openFileMap,
+  freeze,
+  log: (level, text) => agent.logs.push(`${level}: ${text}`),
+};
+const agent: PlainAgent = new PlainAgent(Number(port), {
   createCapture: () => createCapture(),
   openReader: (path) => openBlockReader(path),
   pinDir,
@@ -12,13 +19,10 @@ const agent = new PlainAgent(Number(port), {
   // Without it a replica is the source byte for byte, which most tests want to see.
   unneeded:
     skip === 'skip'
-      ? (devicePath, sizeBytes) =>
-          findUnneeded(devicePath, sizeBytes, {
-            openReader: (path) => openBlockReader(path),
-            freeze,
-            log: (level, text) => agent.logs.push(`${level}: ${text}`),
-          })
+      ? (devicePath, sizeBytes, exclusions) =>
+          findUnneeded(devicePath, sizeBytes, exclusions, edges)
       : undefined,
+  checkExcluded: (files, exclusions) => checkNow(files, exclusions, edges),
 });
 process.on('SIGTERM', async () => {
   await agent.kill();

@@ -13,7 +13,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
 import { type Ext4Free, ext4Free } from '../../agent/mirror/ext4.ts';
-import { ext4Mounts, swapDevices } from '../../agent/mirror/unneeded.ts';
+import { parseMounts, parseSwaps } from '../../agent/mirror/mounts.ts';
 
 const MIB = 1024 * 1024;
 const run = (command: string, ...args: string[]) =>
@@ -115,16 +115,18 @@ t.test('mounts and swap areas as the kernel lists them', async (t) => {
     '32 22 0:30 / /run rw - tmpfs tmpfs rw',
   ].join('\n');
   t.same(
-    [...ext4Mounts(mountinfo)],
+    parseMounts(mountinfo).map(({ dev, root, mountPoint, type }) => [dev, root, mountPoint, type]),
     [
-      ['254:1', '/'],
-      ['254:17', '/data disk'],
+      ['254:1', '/', '/', 'ext4'],
+      ['254:1', '/var', '/srv/bind', 'ext4'],
+      ['254:17', '/', '/data disk', 'ext4'],
+      ['0:30', '/', '/run', 'tmpfs'],
     ],
   );
   t.same(
-    swapDevices(
+    parseSwaps(
       'Filename\tType\tSize\tUsed\tPriority\n/dev/vda5 partition 1 0 -2\n/swapfile file 1 0 -3\n',
     ),
-    ['/dev/vda5'],
+    { devices: ['/dev/vda5'], files: ['/swapfile'] },
   );
 });

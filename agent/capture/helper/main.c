@@ -37,9 +37,11 @@ int main(int argc, char **argv) {
   if (!strcmp(cmd, "run")) return cmd_run(argc - 1, argv + 1);
   if (!strcmp(cmd, "read")) return cmd_read(argc - 1, argv + 1);
   if (!strcmp(cmd, "freeze")) return cmd_freeze(argc - 1, argv + 1);
+  if (!strcmp(cmd, "files")) return cmd_files(argc - 1, argv + 1);
   fprintf(stderr,
           "usage: understudy-capture run --pin DIR --ring BYTES --timeout-ms N --disk INDEX:PATH...\n"
           "       understudy-capture read DEVICE\n"
-          "       understudy-capture freeze MOUNT... --timeout-ms N\n");
+          "       understudy-capture freeze MOUNT... --timeout-ms N\n"
+          "       understudy-capture files\n");
   return 2;
 }

@@ -41,6 +41,7 @@ import { useUser } from '../session/session.tsx';
 import { FailoverDialog } from './failover-dialog.tsx';
 import {
   compressionLabel,
+  exclusionsOf,
   limitBytesPerSec,
   ringBytes,
   ringLabel,
@@ -116,10 +117,25 @@ function Figures(props: { job: Job }) {
 }
 
 const MIRROR_KINDS = {
-  full: { title: 'Full mirror', skipped: 'unallocated, zero or swap' },
+  full: { title: 'Full mirror', skipped: 'unallocated, excluded, zero or swap' },
   difference: { title: 'Difference mirror', skipped: 'equal on both sides' },
   drain: { title: 'Drain of missed writes', skipped: '' },
 } as const;
+
+function Exclusions(props: { patterns: readonly string[] }) {
+  const { patterns } = props;
+  if (patterns.length === 0) return 'nothing is excluded';
+  return (
+    <details>
+      <summary>{count(patterns.length, 'excluded place')}</summary>
+      {patterns.map((pattern) => (
+        <div key={pattern} className="und-mono">
+          {pattern}
+        </div>
+      ))}
+    </details>
+  );
+}
 
 function DiskRow(props: { disk: JobDisk }) {
   const { disk } = props;
@@ -162,6 +178,11 @@ function DiskRow(props: { disk: JobDisk }) {
           </>
         ) : (
           <span className="und-quiet">none running</span>
+        )}
+        {disk.excluded && disk.excluded.files > 0 && (
+          <div className="und-quiet" data-testid="disk-excluded" data-bytes={disk.excluded.bytes}>
+            excluded: {formatBytes(disk.excluded.bytes)} in {count(disk.excluded.files, 'file')}
+          </div>
         )}
       </Td>
       <Td dataLabel="Replica disk">
@@ -213,15 +234,17 @@ function SettingsDialog(props: { job: Job; close: () => void }) {
       job.settings.compression,
       job.settings.bandwidthLimitBytesPerSec,
       job.settings.ringBytes,
+      job.settings.exclusions ?? [],
     ),
   );
   const limit = limitBytesPerSec(fields);
+  const excluded = exclusionsOf(fields.exclusions);
   return (
     <ConfirmDialog
       id="settings-dialog"
       title={`Settings of ${job.name}`}
       submit="Save"
-      blocked={limit === undefined}
+      blocked={limit === undefined || !excluded.ok}
       close={props.close}
       act={async () =>
         learn.job(
@@ -229,6 +252,7 @@ function SettingsDialog(props: { job: Job; close: () => void }) {
             compression: fields.compression,
             bandwidthLimitBytesPerSec: limit,
             ringBytes: ringBytes(fields),
+            exclusions: excluded.ok ? excluded.patterns : undefined,
           }),
         )
       }
@@ -542,6 +566,9 @@ export function JobPage() {
                   </Fact>
                   <Fact term="Buffer on the source" id="job-ring">
                     {ringLabel(settings.ringBytes)}
+                  </Fact>
+                  <Fact term="Not mirrored" id="job-exclusions">
+                    <Exclusions patterns={settings.exclusions ?? []} />
                   </Fact>
                   <Fact term="Created">
                     <When at={job.createdAt} />

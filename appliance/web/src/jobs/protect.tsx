@@ -29,6 +29,8 @@ import { ErrorAlert, Fact, Loading, Nothing, PageHead, Usage } from '../parts/pa
 import { wizardButtons } from '../parts/wizard.tsx';
 import {
   compressionLabel,
+  defaultExclusions,
+  exclusionsOf,
   limitBytesPerSec,
   ringBytes,
   ringLabel,
@@ -358,6 +360,11 @@ function Summary(props: {
             : `at most ${formatRate(request.bandwidthLimitBytesPerSec)}`}
         </Fact>
         <Fact term="Buffer on the source">{ringLabel(request.ringBytes)}</Fact>
+        <Fact term="Not mirrored">
+          {request.exclusions?.length
+            ? count(request.exclusions.length, 'excluded place')
+            : 'nothing is excluded'}
+        </Fact>
       </DescriptionList>
       {props.planning && (
         <p role="status">
@@ -411,6 +418,7 @@ function ProtectWizard(props: { source: Source }) {
     limited: false,
     limitMib: '50',
     ring: 'auto',
+    exclusions: defaultExclusions,
   }));
   const set = (change: Partial<Fields>) => setFields((now) => ({ ...now, ...change }));
 
@@ -424,6 +432,7 @@ function ProtectWizard(props: { source: Source }) {
     const vcpus = whole(fields.vcpus, 1, 512);
     const memoryMib = whole(fields.memoryMib, 128, 2 ** 31);
     const limit = limitBytesPerSec(fields);
+    const excluded = exclusionsOf(fields.exclusions);
     if (
       fields.diskIds.length === 0 ||
       !pool ||
@@ -431,7 +440,8 @@ function ProtectWizard(props: { source: Source }) {
       !REPLICA_NAME.test(fields.replicaName) ||
       vcpus === undefined ||
       memoryMib === undefined ||
-      limit === undefined
+      limit === undefined ||
+      !excluded.ok
     ) {
       return undefined;
     }
@@ -446,6 +456,7 @@ function ProtectWizard(props: { source: Source }) {
       compression: fields.compression,
       bandwidthLimitBytesPerSec: limit,
       ringBytes: ringBytes(fields),
+      exclusions: excluded.patterns,
     };
   }, [fields, pool, network, source.sourceId]);
 
@@ -464,7 +475,8 @@ function ProtectWizard(props: { source: Source }) {
     whole(fields.vcpus, 1, 512) !== undefined &&
     whole(fields.memoryMib, 128, 2 ** 31) !== undefined;
   const targetReady = Boolean(pool && network);
-  const transferReady = limitBytesPerSec(fields) !== undefined;
+  const transferReady =
+    limitBytesPerSec(fields) !== undefined && exclusionsOf(fields.exclusions).ok;
   const neededBytes = inventory.disks
     .filter((disk) => fields.diskIds.includes(disk.diskId))
     .reduce((sum, disk) => sum + disk.sizeBytes, 0);

@@ -1,4 +1,5 @@
 import {
+  Button,
   Checkbox,
   FormGroup,
   FormHelperText,
@@ -10,8 +11,15 @@ import {
   InputGroupItem,
   InputGroupText,
   Radio,
+  TextArea,
   TextInput,
 } from '@patternfly/react-core';
+import {
+  DEFAULT_EXCLUSIONS,
+  EXCLUSION_PATTERN,
+  MAX_EXCLUSION_CHARS,
+  MAX_EXCLUSIONS,
+} from '../../../../protocol/exclusions.ts';
 import type { Compression } from '../../../api/schema.ts';
 import { formatBytes } from '../format.ts';
 
@@ -31,6 +39,32 @@ export interface TransferFields {
   limitMib: string;
   /** Of the ring in the source's memory, in MiB; `auto`: by its memory's size. */
   ring: string;
+  /** One pattern a line. */
+  exclusions: string;
+}
+
+export const defaultExclusions = DEFAULT_EXCLUSIONS.join('\n');
+
+const GOOD_PATTERN = new RegExp(EXCLUSION_PATTERN, 'u');
+
+/** The patterns as they are sent, or the first line that is none. */
+export function exclusionsOf(
+  text: string,
+): { ok: true; patterns: string[] } | { ok: false; problem: string } {
+  const patterns = text
+    .split('\n')
+    .map((line) => line.trim())
+    .filter((line) => line !== '');
+  const bad = patterns.find(
+    (line) => !GOOD_PATTERN.test(line) || line.length > MAX_EXCLUSION_CHARS,
+  );
+  if (bad !== undefined) {
+    return { ok: false, problem: `${bad} is not an absolute path, or stands for everything.` };
+  }
+  if (patterns.length > MAX_EXCLUSIONS) {
+    return { ok: false, problem: `At most ${MAX_EXCLUSIONS} lines.` };
+  }
+  return { ok: true, patterns };
 }
 
 /** The contract's bounds are 16 MiB and 1 GiB, and the agent makes a power of two of it anyway. */
@@ -60,20 +94,23 @@ export const transferFields = (
   compression: Compression,
   bytesPerSec: number | null,
   ring: number | null | undefined,
+  exclusions: readonly string[],
 ): TransferFields => ({
   compression,
   limited: bytesPerSec !== null,
   ring: ring ? String(ring / 2 ** 20) : 'auto',
   limitMib: bytesPerSec === null ? '50' : String(Math.round((bytesPerSec / 2 ** 20) * 100) / 100),
+  exclusions: exclusions.join('\n'),
 });
 
-/** Compression, bandwidth and buffer: the settings that can be changed at any time. */
+/** Compression, bandwidth, buffer and exclusions: the settings that can be changed at any time. */
 export function TransferForm(props: {
   fields: TransferFields;
   set: (change: Partial<TransferFields>) => void;
 }) {
   const { fields, set } = props;
   const bad = limitBytesPerSec(fields) === undefined;
+  const excluded = exclusionsOf(fields.exclusions);
   return (
     <>
       <FormGroup label="Compression" role="radiogroup" fieldId="compression">
@@ -143,6 +180,37 @@ export function TransferForm(props: {
             </HelperTextItem>
           </HelperText>
         </FormHelperText>
+      </FormGroup>
+      <FormGroup label="Files that are not mirrored" fieldId="exclusions">
+        <TextArea
+          id="exclusions"
+          className="und-mono"
+          rows={8}
+          resizeOrientation="vertical"
+          spellCheck={false}
+          value={fields.exclusions}
+          onChange={(_event, exclusions) => set({ exclusions })}
+          validated={excluded.ok ? 'default' : 'error'}
+        />
+        <FormHelperText>
+          <HelperText>
+            <HelperTextItem variant={excluded.ok ? 'default' : 'error'} id="exclusions-help">
+              {excluded.ok
+                ? 'One path a line; * and ? stand for a part of a name, ** for any folders. The files will be there with zeroes or old content; a new one below these paths is replicated as any other.'
+                : excluded.problem}
+            </HelperTextItem>
+          </HelperText>
+        </FormHelperText>
+        {fields.exclusions !== defaultExclusions && (
+          <Button
+            id="exclusions-default"
+            variant="link"
+            isInline
+            onClick={() => set({ exclusions: defaultExclusions })}
+          >
+            Put back the default list
+          </Button>
+        )}
       </FormGroup>
     </>
   );
