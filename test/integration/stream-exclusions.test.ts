@@ -12,7 +12,7 @@ import {
 } from '../../agent/mirror/excluded-files.ts';
 import { parseMounts } from '../../agent/mirror/mounts.ts';
 import { MIB, run, runAside, unable } from './capture.lab.ts';
-import { fsck, LiveLab } from './live.lab.ts';
+import { LiveLab } from './live.lab.ts';
 import { StreamLab, until } from './stream.lab.ts';
 
 const skip = unable();
@@ -79,8 +79,10 @@ t.test('ext4 and XFS in use, files of an excluded folder among them', { skip }, 
   await runAside('mkfs.xfs', '-q', '-f', xfs.dev);
   const trees = [ext4, xfs].map(({ dev }) => new Tree(live.lab.mount(dev)));
   const [onExt4, onXfs] = trees as [Tree, Tree];
-  await live.start(undefined, {
+  await live.start();
+  live.stream.configure({
     compression: 'none',
+    bandwidthLimitBytesPerSec: null,
     exclusions: trees.map(({ at }) => `${at}/tmp`),
   });
 
@@ -173,7 +175,9 @@ t.test('ext4 and XFS in use, files of an excluded folder among them', { skip }, 
   t.equal(live.stream.state().mode.mode, 'ordered');
   t.equal(live.stream.epoch, 1);
 
-  t.ok(fsck(ext4.replica), 'a sound ext4');
+  // Not read-only: it replays the journal, if another mount namespace of the machine holds the file system still.
+  const { status } = spawnSync('e2fsck', ['-fp', ext4.replica]);
+  t.ok(status === 0 || status === 1, 'a sound ext4');
   // Another mount namespace of the machine may still hold the source's file system, of the same UUID.
   const copies = [
     live.lab.mount(ext4.replica, '-o', 'loop'),
