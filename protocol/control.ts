@@ -10,9 +10,7 @@ import Type, { type Static } from 'typebox';
 import { Value } from 'typebox/value';
 import { CompareDisks } from './compare-disks.ts';
 import { ERRORS, type ErrorCode, type UndError, undError } from './errors.ts';
-
 import { EXCLUSION_PATTERN, MAX_EXCLUSION_CHARS, MAX_EXCLUSIONS } from './exclusions.ts';
-
 import { ConsistencyPointMark, HookReport } from './marks.ts';
 import { MirrorKind } from './mirror-kind.ts';
 

@@ -15,6 +15,7 @@ import type {
   ProtectRequest,
   Source,
 } from '../../appliance/api/schema.ts';
+import { DEFAULT_EXCLUSIONS } from '../../protocol/exclusions.ts';
 import { Lab, type TestSource, until } from './api.lab.ts';
 
 const MIB = 1024 * 1024;
@@ -149,6 +150,9 @@ t.test('writes are replicated; settings change while it runs', async (t) => {
     bandwidthLimitBytesPerSec: 10 * MIB,
   });
   t.match(patched.settings, { compression: 'best', bandwidthLimitBytesPerSec: 10 * MIB });
+  t.same(patched.settings.exclusions, DEFAULT_EXCLUSIONS, 'what nobody chose');
+  const fewer = await lab.call<Job>('PATCH', `/api/jobs/${jobId}`, { exclusions: ['/srv/*.tmp'] });
+  t.same(fewer.settings.exclusions, ['/srv/*.tmp']);
 });
 
 t.test('recovery points: stretches and gaps, labels that last, limits that hold', async (t) => {

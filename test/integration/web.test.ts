@@ -4,6 +4,7 @@
  */
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
+import { DEFAULT_EXCLUSIONS } from '../../protocol/exclusions.ts';
 import {
   addSource,
   failover,
@@ -109,6 +110,7 @@ t.test('the whole path through the page: log in, add, protect, fail over, undo',
   t.same(settings.diskIds, ['disk-vda', 'disk-vdb'], 'all that can be protected is preselected');
   t.equal(settings.bandwidthLimitBytesPerSec, 80 * 2 ** 20);
   t.equal(settings.compression, 'balanced');
+  t.same(settings.exclusions, DEFAULT_EXCLUSIONS, 'the default list is there to edit');
   t.equal(settings.memoryBytes, 2048 * 2 ** 20);
 
   await waitForJob(page, job.jobId, ['mirroring'], LIMIT_MS);

@@ -154,6 +154,8 @@ t.test('bad input is refused with the path of the field', async (t) => {
     ['PATCH', '/api/jobs/x', { historyBytes: 1000 }, 'historyBytes'],
     ['POST', '/api/jobs/x/labels', { at: 'yesterday', text: 'x' }, 'at'],
     ['POST', '/api/jobs/x/labels', { at: '2026-01-01T00:00:00Z', text: '' }, 'text'],
+    ['POST', '/api/jobs', { ...protect, exclusions: ['tmp'] }, 'exclusions.0'],
+    ['PATCH', '/api/jobs/x', { exclusions: ['/tmp', '/**'] }, 'exclusions.1'],
     ['DELETE', '/api/jobs/x', undefined, 'disks'],
     ['DELETE', '/api/jobs/x?disks=burn', undefined, 'disks'],
     ['POST', '/api/jobs/x/failover', { kind: 'planned', confirm: 'x' }, 'kind'],
