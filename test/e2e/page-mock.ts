@@ -13,6 +13,7 @@ import Type, { type Static, type TSchema } from 'typebox';
 import Value from 'typebox/value';
 import * as contract from '../../appliance/api/schema.ts';
 import { consolePicture } from './page-mock-picture.ts';
+import { serveMockPoints } from './page-mock-points.ts';
 
 type Source = contract.Source;
 type Job = contract.Job;
@@ -917,6 +918,7 @@ export async function startPageMock(options: PageMockOptions): Promise<PageMock>
       return check(contract.Job, jobs.get(job.jobId), act);
     });
   }
+  serveMockPoints(app, { jobs, check, missing, who });
   app.delete<{ Params: { id: string } }>('/api/jobs/:id', async (request, reply) => {
     const job = jobs.get(request.params.id);
     if (!job) return missing(reply);

@@ -63,6 +63,81 @@ async function start(
 const picture = (opened: OpenPage, name: string) =>
   shoot(opened.page, join(pictures, `${name}.png`), true);
 
+t.test(
+  'recovery points: the timeline by keyboard, a gap and its reason, labels, the journal',
+  async (t) => {
+    const { mock, opened } = await start(t);
+    const { page } = opened;
+    const source = await addSource(page, { ...MOCK_SOURCE, fingerprint: MOCK_FINGERPRINT });
+    const { jobId } = await protect(page, { sourceId: source.sourceId });
+    await waitForJob(page, jobId, ['protected'], LIMIT_MS);
+    const timeline = page.locator('#timeline');
+    await see(page, '[data-testid=timeline-gap][data-kind=order-lost]');
+    t.equal(await page.locator('[data-testid=timeline-mark]').count(), 4);
+    t.match(
+      await page.locator('#history-warning').textContent(),
+      /19 h of history, less than the 24 h/,
+    );
+    t.match(
+      await page.locator('#history-forecast').textContent(),
+      /history for 19 h .* bound by size/,
+    );
+
+    const shown = async () =>
+      Number(await timeline.getAttribute('data-to-ms')) -
+      Number(await timeline.getAttribute('data-from-ms'));
+    const moment = () => page.locator('#timeline-moment').getAttribute('data-moment');
+    const all = await shown();
+    await timeline.focus();
+    for (let press = 0; press < 10; press++) await page.keyboard.press('ArrowLeft');
+    t.equal(await moment(), 'point');
+    await page.keyboard.press('+');
+    t.ok(Math.abs((await shown()) - all / 2) < 60_000, 'half of it is shown');
+    await picture(opened, '08-timeline');
+
+    await press(page, '#label-button');
+    await page.locator('#label-text').fill('before the upgrade');
+    await page.locator('#label-dialog button', { hasText: 'Save label' }).click();
+    await see(page, '[data-testid=label]');
+    t.match(await page.locator('#label-table').textContent(), /before the upgrade.*admin/);
+    t.equal(await page.locator('[data-testid=timeline-label]').count(), 1);
+
+    await press(page, '#timeline-all');
+    const gap = page.locator('[data-testid=timeline-gap][data-kind=order-lost]');
+    await gap.focus();
+    t.match(
+      await page.locator('#timeline-told').textContent(),
+      /Order of writes lost: the ring buffer/,
+    );
+    await page.keyboard.press('Enter');
+    await timeline.focus();
+    t.equal(await moment(), 'gap', 'the cursor is in the gap');
+    t.ok(await page.locator('#label-button').isDisabled(), 'which cannot be labelled');
+    await press(page, '#timeline-minutes');
+    t.ok(Math.abs((await shown()) - 600_000) < 2000, 'ten minutes around the cursor');
+
+    await press(page, '#journal-check-button');
+    await see(page, '#journal-faults');
+    t.match(
+      await page.locator('#journal-faults').textContent(),
+      /s-0000000000041877.seg at byte 20971520/,
+    );
+    await page.locator('[data-testid=label] button', { hasText: 'Remove' }).click();
+    await page.locator('[data-testid=label]').waitFor({ state: 'detached' });
+
+    await press(page, '#job-menu');
+    await press(page, '#job-settings');
+    await page.locator('#history-hours').fill('0');
+    t.ok(await page.locator('#settings-dialog button', { hasText: 'Save' }).isDisabled());
+    await page.locator('#history-hours').fill('12');
+    await page.locator('#history-gib').fill('30');
+    await page.locator('#settings-dialog button', { hasText: 'Save' }).click();
+    await page.locator('#settings-dialog').waitFor({ state: 'detached' });
+    t.match(mock.jobs.get(jobId)!.settings, { historyHours: 12, historyBytes: 30 * 2 ** 30 });
+    t.same(mock.violations, []);
+  },
+);
+
 t.test('the whole path through the page: log in, add, protect, fail over, undo', async (t) => {
   const { mock, opened } = await start(t, { first: true });
   const { page } = opened;

@@ -10,6 +10,11 @@ import type {
   Failover,
   HostView,
   Job,
+  JobPoints,
+  JobSettingsPatch,
+  JournalCheck,
+  LabelRequest,
+  PointLabel,
   PreflightReport,
   ProtectPlan,
   ProtectRequest,
@@ -163,7 +168,7 @@ export const api = {
   planJob: (request: ProtectRequest) => post<ProtectPlan>('/api/jobs/plan', request),
   createJob: (request: ProtectRequest) => post<Job>('/api/jobs', request),
   jobs: () => call<Job[]>('/api/jobs'),
-  patchJob: (jobId: string, patch: Partial<ProtectRequest>) =>
+  patchJob: (jobId: string, patch: JobSettingsPatch) =>
     call<Job>(`/api/jobs/${id(jobId)}`, { method: 'PATCH', body: patch }),
   pauseJob: (jobId: string) => post<Job>(`/api/jobs/${id(jobId)}/pause`),
   resumeJob: (jobId: string) => post<Job>(`/api/jobs/${id(jobId)}/resume`),
@@ -171,6 +176,14 @@ export const api = {
     post<Job>(`/api/jobs/${id(jobId)}/mirror`, diskId ? { diskId } : {}),
   deleteJob: (jobId: string, disks: 'keep' | 'delete') =>
     call<Job>(`/api/jobs/${id(jobId)}?disks=${disks}`, { method: 'DELETE' }),
+
+  points: (jobId: string) => call<JobPoints>(`/api/jobs/${id(jobId)}/points`),
+  addLabel: (jobId: string, label: LabelRequest) =>
+    post<PointLabel>(`/api/jobs/${id(jobId)}/labels`, label),
+  removeLabel: (jobId: string, labelId: string) =>
+    call<void>(`/api/jobs/${id(jobId)}/labels/${id(labelId)}`, { method: 'DELETE' }),
+  journalCheck: (jobId: string) => call<JournalCheck>(`/api/jobs/${id(jobId)}/journal-check`),
+  startJournalCheck: (jobId: string) => post<JournalCheck>(`/api/jobs/${id(jobId)}/journal-check`),
 
   failOver: (jobId: string, confirm: string) =>
     post<Failover>(`/api/jobs/${id(jobId)}/failover`, { kind: 'unplanned', confirm }),

@@ -39,6 +39,8 @@ import {
 } from '../parts/parts.tsx';
 import { useUser } from '../session/session.tsx';
 import { FailoverDialog } from './failover-dialog.tsx';
+import { HistoryForm, historyFields, historyLimits } from './history-fields.tsx';
+import { RecoveryPoints } from './recovery-points.tsx';
 import {
   compressionLabel,
   exclusionsOf,
@@ -229,22 +231,24 @@ function Charts(props: { job: Job }) {
 
 function SettingsDialog(props: { job: Job; close: () => void }) {
   const { job } = props;
-  const [fields, setFields] = useState(() =>
-    transferFields(
+  const [fields, setFields] = useState(() => ({
+    ...transferFields(
       job.settings.compression,
       job.settings.bandwidthLimitBytesPerSec,
       job.settings.ringBytes,
       job.settings.exclusions ?? [],
     ),
-  );
+    ...historyFields(job.settings.historyHours, job.settings.historyBytes),
+  }));
   const limit = limitBytesPerSec(fields);
   const excluded = exclusionsOf(fields.exclusions);
+  const history = historyLimits(fields);
   return (
     <ConfirmDialog
       id="settings-dialog"
       title={`Settings of ${job.name}`}
       submit="Save"
-      blocked={limit === undefined || !excluded.ok}
+      blocked={limit === undefined || !excluded.ok || history === undefined}
       close={props.close}
       act={async () =>
         learn.job(
@@ -253,12 +257,17 @@ function SettingsDialog(props: { job: Job; close: () => void }) {
             bandwidthLimitBytesPerSec: limit,
             ringBytes: ringBytes(fields),
             exclusions: excluded.ok ? excluded.patterns : undefined,
+            ...history,
           }),
         )
       }
     >
       <Form onSubmit={(event) => event.preventDefault()}>
         <TransferForm
+          fields={fields}
+          set={(change) => setFields((now) => ({ ...now, ...change }))}
+        />
+        <HistoryForm
           fields={fields}
           set={(change) => setFields((now) => ({ ...now, ...change }))}
         />
@@ -508,6 +517,7 @@ export function JobPage() {
             <Charts job={job} />
           </CardBody>
         </Card>
+        <RecoveryPoints job={job} />
         <Grid hasGutter>
           <GridItem lg={6}>
             <Card isFullHeight>

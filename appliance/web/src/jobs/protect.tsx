@@ -28,6 +28,12 @@ import { useAction, usePolled } from '../parts/hooks.ts';
 import { ErrorAlert, Fact, Loading, Nothing, PageHead, Usage } from '../parts/parts.tsx';
 import { wizardButtons } from '../parts/wizard.tsx';
 import {
+  type HistoryFields,
+  HistoryForm,
+  historyFields,
+  historyLimits,
+} from './history-fields.tsx';
+import {
   compressionLabel,
   defaultExclusions,
   exclusionsOf,
@@ -41,7 +47,7 @@ import {
 const MIB = 2 ** 20;
 const REPLICA_NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/;
 
-interface Fields extends TransferFields {
+interface Fields extends TransferFields, HistoryFields {
   diskIds: string[];
   pool: string;
   network: string;
@@ -419,6 +425,7 @@ function ProtectWizard(props: { source: Source }) {
     limitMib: '50',
     ring: 'auto',
     exclusions: defaultExclusions,
+    ...historyFields(undefined, undefined),
   }));
   const set = (change: Partial<Fields>) => setFields((now) => ({ ...now, ...change }));
 
@@ -433,6 +440,7 @@ function ProtectWizard(props: { source: Source }) {
     const memoryMib = whole(fields.memoryMib, 128, 2 ** 31);
     const limit = limitBytesPerSec(fields);
     const excluded = exclusionsOf(fields.exclusions);
+    const history = historyLimits(fields);
     if (
       fields.diskIds.length === 0 ||
       !pool ||
@@ -441,7 +449,8 @@ function ProtectWizard(props: { source: Source }) {
       vcpus === undefined ||
       memoryMib === undefined ||
       limit === undefined ||
-      !excluded.ok
+      !excluded.ok ||
+      history === undefined
     ) {
       return undefined;
     }
@@ -457,6 +466,7 @@ function ProtectWizard(props: { source: Source }) {
       bandwidthLimitBytesPerSec: limit,
       ringBytes: ringBytes(fields),
       exclusions: excluded.patterns,
+      ...history,
     };
   }, [fields, pool, network, source.sourceId]);
 
@@ -476,7 +486,9 @@ function ProtectWizard(props: { source: Source }) {
     whole(fields.memoryMib, 128, 2 ** 31) !== undefined;
   const targetReady = Boolean(pool && network);
   const transferReady =
-    limitBytesPerSec(fields) !== undefined && exclusionsOf(fields.exclusions).ok;
+    limitBytesPerSec(fields) !== undefined &&
+    exclusionsOf(fields.exclusions).ok &&
+    historyLimits(fields) !== undefined;
   const neededBytes = inventory.disks
     .filter((disk) => fields.diskIds.includes(disk.diskId))
     .reduce((sum, disk) => sum + disk.sizeBytes, 0);
@@ -538,6 +550,7 @@ function ProtectWizard(props: { source: Source }) {
       >
         <Form className="und-form" onSubmit={(event) => event.preventDefault()}>
           <TransferForm fields={fields} set={set} />
+          <HistoryForm fields={fields} set={set} />
         </Form>
       </WizardStep>
       <WizardStep
