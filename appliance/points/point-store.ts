@@ -8,6 +8,7 @@ import { join } from 'node:path';
 import Type, { type Static } from 'typebox';
 import { Value } from 'typebox/value';
 import { undError } from '../../protocol/errors.ts';
+import type { FrameHeader } from '../../protocol/frame.ts';
 import { readMark } from '../../protocol/marks.ts';
 import { readJson, writeJsonDurably } from '../journal/durable-file.ts';
 import type { JournalHeader } from '../journal/header-scan.ts';
@@ -134,8 +135,10 @@ export class PointStore {
       if (!(await this.#changes(history, from, certain.seq)))
         record = { ...certain, seq: from - 1 };
     }
-    // Whether the history begins within a repetition is known at the first tick: it says that all has been sent.
+    // Whether the history begins within a repetition is known at the first tick that follows no captured writes: such a
+    // one comes when all that was in the ring has been sent.
     let unsure = !known && from > 1;
+    let before: FrameHeader['kind'] | null = null;
     let last = from - 1;
     for await (const { header, frame } of history.headers(from)) {
       const mark = frame && header.kind === 'mark' ? readMark(header, frame) : null;
@@ -143,9 +146,13 @@ export class PointStore {
       // The certain record's own frame may have left: it is a mirror's, say.
       if (last < certain.seq && certain.seq < seq) record = certain;
       record = seq === certain.seq ? certain : assumeMark(record, header, mark, seq < certain.seq);
-      if (seq !== last + 1) this.index.holeBefore();
+      if (seq !== last + 1) {
+        this.index.holeBefore();
+        before = null;
+      }
       if (unsure) {
-        unsure = mark?.type !== 'tick' && mark?.type !== 'epochStart';
+        const idle = mark?.type === 'tick' && before !== null && before !== 'stream';
+        unsure = !idle && mark?.type !== 'epochStart';
         this.index.standAt({
           ...this.index.state,
           epoch: header.epoch,
@@ -153,6 +160,7 @@ export class PointStore {
         });
       }
       last = seq;
+      before = header.kind;
       this.add(header, mark, record);
       if (this.full) await this.seal(record);
     }

@@ -407,6 +407,7 @@ t.test('an old journal: unbroken history is all points; its missing frames part 
   made.mirror(20);
   const quiet = made.record.seq;
   made.tick(200);
+  made.tick(200);
   for (let i = 0; i < 30; i++) made.write(200);
   made.reread(20);
   const reread = made.record.seq;
@@ -434,6 +435,7 @@ t.test('history that left: pages go, and what remains is said rightly', async (t
   for (let i = 0; i < 200; i++) {
     made.write(500);
     made.tick(500);
+    made.tick(500);
   }
   const { frames } = made;
   const store = await PointStore.open(dir, history([]), recordAt([], 0));
@@ -456,7 +458,10 @@ t.test('history that left: pages go, and what remains is said rightly', async (t
   const [name] = (await readdir(dir)).sort();
   await writeFile(join(dir, name!), '{"version":1');
   const rebuilt = await PointStore.open(dir, history(frames, 250), made.record);
-  const tick = frames.find(({ header, mark }) => header.seq >= 250 && mark?.type === 'tick')!;
+  const tick = frames.find(
+    ({ header, mark }, at) =>
+      header.seq > 250 && mark?.type === 'tick' && frames[at - 1]!.mark !== null,
+  )!;
   t.match(rebuilt.index.stretches(), [{ fromSeq: tick.header.seq, toSeq: made.record.seq }]);
 });
 
