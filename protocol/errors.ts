@@ -52,6 +52,11 @@ export const ERRORS = {
     hint: 'Check that the source server runs and reaches the appliance on its agent port, then try again.',
     httpStatus: 409,
   },
+  UND_AGENT_OUTDATED: {
+    message: 'The agent of source {source} is too old for this: it does not know {feature}.',
+    hint: "Install the agent again from the appliance's page; that needs no new mirror.",
+    httpStatus: 409,
+  },
   UND_AGENT_PACKAGE_MISSING: {
     message: 'This appliance has no agent to install: {reason}.',
     hint: 'Upgrade the appliance; a development checkout builds it with scripts/build-agent.',

@@ -4,11 +4,13 @@
  * Units are in the names. Every time is an ISO 8601 string in UTC.
  */
 import Type, { type Static } from 'typebox';
+import { PointName } from '../../protocol/control.ts';
 import {
   EXCLUSION_PATTERN,
   MAX_EXCLUSION_CHARS,
   MAX_EXCLUSIONS,
 } from '../../protocol/exclusions.ts';
+import { HookReport } from '../../protocol/marks.ts';
 
 const Nullable = <T extends Type.TSchema>(schema: T) => Type.Union([schema, Type.Null()]);
 const Id = Type.String({ minLength: 1, maxLength: 64 });
@@ -280,6 +282,15 @@ export const Exclusions = Type.Array(
       'absolute paths on the source server, with * and ? within a name and ** for any folders: what lies there is not mirrored',
   },
 );
+const PointEveryMinutes = Type.Optional(
+  Nullable(
+    Type.Integer({
+      minimum: 1,
+      maximum: 10_080,
+      description: 'take a point with the applications at rest so often; null or absent: never',
+    }),
+  ),
+);
 export const ProtectRequest = Type.Object({
   sourceId: Id,
   diskIds: Type.Array(Id, { minItems: 1 }),
@@ -296,6 +307,7 @@ export const ProtectRequest = Type.Object({
   checkpointMinutes: Type.Optional(CheckpointMinutes),
   /** Left out: DEFAULT_EXCLUSIONS. */
   exclusions: Type.Optional(Exclusions),
+  pointEveryMinutes: PointEveryMinutes,
 });
 export type ProtectRequest = Static<typeof ProtectRequest>;
 export const ProtectPlan = Type.Object({
@@ -388,6 +400,33 @@ export const JobFigures = Type.Object({
   ),
 });
 export type JobFigures = Static<typeof JobFigures>;
+export const PointRequest = Type.Object({
+  name: Type.Optional(PointName),
+  quiesce: Type.Optional(
+    Type.Boolean({ description: 'bring the applications to rest and freeze; the default' }),
+  ),
+});
+export type PointRequest = Static<typeof PointRequest>;
+export const TakenPoint = Type.Object({
+  pointId: Id,
+  name: Type.String(),
+  seq: Type.Number({ description: 'the point is safe here once durableSeq has reached it' }),
+  at: Nullable(Iso),
+  quiesced: Type.Boolean(),
+  reason: Nullable(Type.String({ description: 'why it is only crash-consistent' })),
+  freezeMs: Nullable(Type.Number({ description: 'how long writes of the source were held up' })),
+  fileSystems: Type.Array(Type.String({ description: 'mount points that were frozen' })),
+  hooks: Type.Array(HookReport),
+});
+export type TakenPoint = Static<typeof TakenPoint>;
+export const AskedPoints = Type.Object({
+  /** Newest first. */
+  newest: Type.Array(TakenPoint),
+  nextAt: Nullable(Iso),
+  /** Why the last scheduled point was not taken. */
+  problem: Nullable(ApiError),
+});
+export type AskedPoints = Static<typeof AskedPoints>;
 export const Job = Type.Object({
   jobId: Id,
   name: Type.String(),
@@ -397,6 +436,7 @@ export const Job = Type.Object({
   stream: StreamMode,
   disks: Type.Array(JobDisk),
   figures: JobFigures,
+  askedPoints: AskedPoints,
   settings: ProtectRequest,
   failoverId: Nullable(Id),
   provenBootableAt: Nullable(Iso),
@@ -411,6 +451,7 @@ export const JobSettingsPatch = Type.Object({
   ringBytes: Type.Optional(RingBytes),
   checkpointMinutes: Type.Optional(CheckpointMinutes),
   exclusions: Type.Optional(Exclusions),
+  pointEveryMinutes: PointEveryMinutes,
 });
 export type JobSettingsPatch = Static<typeof JobSettingsPatch>;
 export const Checkpoint = Type.Object({
@@ -671,6 +712,7 @@ export type ServerEvent = Static<typeof ServerEvent>;
  * POST   /api/jobs/:id/pause           -> Job
  * POST   /api/jobs/:id/resume          -> Job
  * POST   /api/jobs/:id/mirror          {diskId?: string} -> Job   (difference mirror on command)
+ * POST   /api/jobs/:id/points          PointRequest -> TakenPoint (201)
  * DELETE /api/jobs/:id?disks=keep|delete -> 202 Job
  * GET    /api/jobs/:id/points          -> JobPoints
  * POST   /api/jobs/:id/labels          LabelRequest -> PointLabel (201)

@@ -5,7 +5,7 @@ import {
   type UndError,
   undError,
 } from '../../protocol/errors.ts';
-import type { Checkpoint, Job, JobSettingsPatch, Source } from '../api/schema.ts';
+import type { Checkpoint, Job, JobSettingsPatch, Source, TakenPoint } from '../api/schema.ts';
 import { Checkpointer } from '../checkpoints/checkpointer.ts';
 import type { HostService } from '../control/host-service.ts';
 import type { Logger } from '../control/logger.ts';
@@ -16,8 +16,9 @@ import { ReplicationStream, type StreamView } from '../replication/replication-s
 import type { CheckpointStore } from '../state/checkpoints.ts';
 import type { JobDiskRow, JobRow, JobStore } from '../state/jobs.ts';
 import { type DiskLocator, deviceSizeBytes, waitForDisk, waitForSize } from './disk-locator.ts';
-import { jobState, jobView, type LiveFacts } from './job-state.ts';
+import { jobState, jobView, type LiveFacts, recoverable, takenPoint } from './job-state.ts';
 import { type JobEvent, nextPhase } from './phase.ts';
+import { nextPointMs } from './point-schedule.ts';
 import { streamLimits } from './stream-limits.ts';
 import type { PoolLevel } from './watermark.ts';
 
@@ -93,6 +94,7 @@ export class JobActor {
       log: context.log,
       changed: context.changed,
     });
+    this.#planPoint();
   }
 
   // ---- what is shown ---------------------------------------------------------------------------------------------
@@ -130,6 +132,7 @@ export class JobActor {
       attached: this.#attached,
       agentOnline: this.#c.session() !== null,
       sourceName: this.#c.sourceOf()?.name ?? this.row.sourceId,
+      points: { nextMs: this.#nextPointMs, problem: this.#pointProblem },
     };
   }
 
@@ -140,6 +143,8 @@ export class JobActor {
       this.#save({ ...this.row, settings: { ...this.row.settings, ...patch } });
       this.#stream?.configure(this.#streamSettings());
       await this.#stream?.setLimits(await this.#limits());
+      if (!this.row.settings.pointEveryMinutes) this.#pointProblem = null;
+      this.#planPoint();
       return this.view();
     });
   }
@@ -199,6 +204,69 @@ export class JobActor {
       await this.#stream.restart('a person asked for it');
       return this.view();
     });
+  }
+
+  /**
+   * Put a named point into the stream, with the source's applications at rest if `quiesce`. Not in turn: it takes as long
+   * as the source's hooks, and nothing here waits for it.
+   * @throws UND_POINT_FAILED, UND_AGENT_OFFLINE, UND_AGENT_OUTDATED, UND_JOB_STATE, UND_LINK_…
+   */
+  async takePoint(name: string, quiesce: boolean): Promise<TakenPoint> {
+    const { phase, jobId, settings } = this.row;
+    if (phase.name !== 'active' || phase.paused) throw this.#stateError('given a recovery point');
+    const session = this.#c.session();
+    if (!session || this.#served?.session !== session) {
+      throw undError('UND_AGENT_OFFLINE', { source: this.#facts().sourceName });
+    }
+    const failed = (reason: string) =>
+      undError('UND_POINT_FAILED', { job: settings.replicaName, reason });
+    const whole = recoverable(this.streamView());
+    if (!whole.ok) throw failed(whole.reason);
+    const { seq, point, postHooks } = await session
+      .takePoint({ jobId, name, quiesce })
+      .catch((thrown) => {
+        const error = asUndError(thrown);
+        // The agent knows the job by its id only.
+        throw error.code === 'UND_POINT_FAILED' ? failed(String(error.params.reason)) : error;
+      });
+    if (seq === undefined || !point) throw failed('the agent answered without a point');
+    return takenPoint(point, seq, null, postHooks);
+  }
+
+  #pointTimer: NodeJS.Timeout | undefined;
+  #nextPointMs: number | null = null;
+  #pointProblem: SerialisedError | null = null;
+
+  /** The schedule of points, from the settings as they are now. */
+  #planPoint(): void {
+    clearTimeout(this.#pointTimer);
+    const every = this.row.settings.pointEveryMinutes ?? null;
+    const now = Date.now();
+    this.#nextPointMs = every === null ? null : nextPointMs(this.row.jobId, every, now);
+    if (this.#nextPointMs === null || this.#closed) return;
+    this.#pointTimer = setTimeout(() => this.#takeScheduled(), this.#nextPointMs - now);
+    this.#pointTimer.unref();
+  }
+
+  #takeScheduled(): void {
+    const { phase } = this.row;
+    const due = phase.name === 'active' && !phase.paused;
+    const take = due ? this.takePoint('Scheduled', true) : Promise.resolve(null);
+    take
+      .then(
+        () => {
+          this.#pointProblem = null;
+        },
+        (thrown) => {
+          const error = asUndError(thrown);
+          this.#pointProblem = error.toJSON();
+          this.#report(error);
+        },
+      )
+      .finally(() => {
+        this.#planPoint();
+        this.#c.changed();
+      });
   }
 
   async remove(disks: 'keep' | 'delete'): Promise<Job> {
@@ -687,6 +755,7 @@ export class JobActor {
   async close(): Promise<void> {
     this.#closed = true;
     clearTimeout(this.#retry);
+    clearTimeout(this.#pointTimer);
     this.#stop.abort();
     await this.#last;
     const stream = this.#stream;
@@ -698,6 +767,7 @@ export class JobActor {
   #forget(): void {
     this.#closed = true;
     clearTimeout(this.#retry);
+    clearTimeout(this.#pointTimer);
     const { jobId } = this.row;
     this.#c.store.remove(jobId);
     // The stream may have been closed long before; an agent that is away is told when it comes back.

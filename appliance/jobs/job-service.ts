@@ -7,7 +7,14 @@ import { randomUUID } from 'node:crypto';
 import { statfs } from 'node:fs/promises';
 import { undError } from '../../protocol/errors.ts';
 import { DEFAULT_EXCLUSIONS } from '../../protocol/exclusions.ts';
-import type { Job, JobSettingsPatch, ProtectPlan, ProtectRequest } from '../api/schema.ts';
+import type {
+  Job,
+  JobSettingsPatch,
+  PointRequest,
+  ProtectPlan,
+  ProtectRequest,
+  TakenPoint,
+} from '../api/schema.ts';
 import type { EventHub } from '../control/event-hub.ts';
 import type { HostService } from '../control/host-service.ts';
 import type { Logger } from '../control/logger.ts';
@@ -202,6 +209,11 @@ export class JobService {
 
   mirror(jobId: string, diskId: string | undefined): Promise<Job> {
     return this.actor(jobId).mirror(diskId);
+  }
+
+  /** @throws UND_NOT_FOUND and what JobActor.takePoint throws */
+  async takePoint(jobId: string, request: PointRequest): Promise<TakenPoint> {
+    return this.actor(jobId).takePoint(request.name ?? 'On demand', request.quiesce ?? true);
   }
 
   /** @throws UND_NOT_FOUND, UND_JOB_STATE */

@@ -1,6 +1,7 @@
 /** What a person sees of a job: derived, purely, from its persisted phase and what its stream says now. */
 import type { SerialisedError } from '../../protocol/errors.ts';
-import type { ApiError, Job, JobState } from '../api/schema.ts';
+import type { ConsistencyPointMark, HookReport } from '../../protocol/marks.ts';
+import type { ApiError, Job, JobState, TakenPoint } from '../api/schema.ts';
 import type { StreamView } from '../replication/replication-stream.ts';
 import type { JobRow } from '../state/jobs.ts';
 
@@ -16,6 +17,8 @@ export interface LiveFacts {
   attached: ReadonlySet<string>;
   agentOnline: boolean;
   sourceName: string;
+  /** Of the schedule of points. */
+  points: { nextMs: number | null; problem: SerialisedError | null };
 }
 
 const apiError = ({ code, message, hint }: SerialisedError): ApiError => ({ code, message, hint });
@@ -91,6 +94,24 @@ const NO_FIGURES: Job['figures'] = {
   agent: null,
 };
 
+/** A point as the API shows it; `postHooks` are known only to the one who asked for it. */
+export const takenPoint = (
+  mark: ConsistencyPointMark,
+  seq: number,
+  wallMs: number | null,
+  postHooks: readonly HookReport[] = [],
+): TakenPoint => ({
+  pointId: mark.pointId,
+  name: mark.name,
+  seq,
+  at: iso(wallMs),
+  quiesced: mark.quiesced,
+  reason: mark.reason,
+  freezeMs: mark.freezeMs,
+  fileSystems: mark.fileSystems,
+  hooks: [...mark.hooks, ...postHooks],
+});
+
 /** The job as the API shows it. */
 export function jobView(row: JobRow, live: LiveFacts): Job {
   const { view } = live;
@@ -139,6 +160,13 @@ export function jobView(row: JobRow, live: LiveFacts): Job {
           agent: view.agent,
         }
       : NO_FIGURES,
+    askedPoints: {
+      newest: (view?.points ?? [])
+        .map(({ point, seq, wallMs }) => takenPoint(point, seq, wallMs))
+        .reverse(),
+      nextAt: iso(live.points.nextMs),
+      problem: live.points.problem ? apiError(live.points.problem) : null,
+    },
     settings: row.settings,
     failoverId:
       row.phase.name === 'failing-over' || row.phase.name === 'failed-over'

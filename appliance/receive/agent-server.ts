@@ -10,6 +10,7 @@ import {
   type ControlMessage,
   type ControlOf,
   type ControlType,
+  FEATURE_POINTS,
   HEARTBEAT_MS,
   knownCode,
   LINK_SILENCE_MS,
@@ -29,6 +30,8 @@ const HELLO_MS = 10_000;
 /** Connections that have not yet been authorised; more are closed at once. */
 const MAX_STRANGERS = 64;
 const REQUEST_MS = 60_000;
+/** The hooks of a point have a minute before it and half a minute each behind it, and the freeze has its limit. */
+const POINT_MS = 300_000;
 
 export interface AgentTls {
   key: string | Buffer;
@@ -147,6 +150,29 @@ export class AgentSession extends EventEmitter<AgentSessionEvents> {
   }
 
   /**
+   * Have a recovery point put into the stream of a job. Resolves when its mark is numbered; it is a point here once
+   * that frame is durable.
+   * @throws UND_AGENT_OUTDATED, UND_POINT_FAILED, UND_LINK_CLOSED, UND_LINK_TIMEOUT
+   */
+  async takePoint(
+    ask: Pick<ControlOf<'takePoint'>, 'jobId' | 'name' | 'quiesce'>,
+  ): Promise<ControlOf<'pointTaken'>> {
+    if (!this.hello.features?.includes(FEATURE_POINTS)) {
+      throw undError('UND_AGENT_OUTDATED', {
+        source: this.hello.machine.hostname,
+        feature: FEATURE_POINTS,
+      });
+    }
+    const requestId = randomUUID();
+    return this.#request(
+      'pointTaken',
+      requestId,
+      { type: 'takePoint', optional: true, requestId, ...ask },
+      POINT_MS,
+    );
+  }
+
+  /**
    * Ask the agent to remove itself.
    * @throws UND_LINK_CLOSED, UND_LINK_TIMEOUT, or the agent's error
    */
@@ -158,6 +184,7 @@ export class AgentSession extends EventEmitter<AgentSessionEvents> {
     replyType: K,
     key: string,
     message: ControlMessage,
+    limitMs = REQUEST_MS,
   ): Promise<ControlOf<K>> {
     if (this.#link.closed) throw undError('UND_LINK_CLOSED', { reason: 'the agent is gone' });
     return new Promise((resolve, reject) => {
@@ -170,8 +197,8 @@ export class AgentSession extends EventEmitter<AgentSessionEvents> {
       const onClose = (error: UndError | undefined) =>
         end(() => reject(error ?? undError('UND_LINK_CLOSED', { reason: 'by the appliance' })));
       const timer = setTimeout(
-        () => end(() => reject(undError('UND_LINK_TIMEOUT', { timeoutMs: REQUEST_MS }))),
-        REQUEST_MS,
+        () => end(() => reject(undError('UND_LINK_TIMEOUT', { timeoutMs: limitMs }))),
+        limitMs,
       );
       this.#link.once('close', onClose);
       this.#requests.set(key, (reply) => {
@@ -183,8 +210,8 @@ export class AgentSession extends EventEmitter<AgentSessionEvents> {
           error
             ? reject(
                 new UndErrorClass(knownCode(error as never), {
-                  ...error.params,
                   reason: error.message,
+                  ...error.params,
                 }),
               )
             : resolve(reply as ControlOf<K>),

@@ -45,6 +45,7 @@ import {
   isWhole,
   type MirrorState,
   newStreamRecord,
+  type PointRecord,
   passGate,
   StreamRecord,
   whyNotWhole,
@@ -188,6 +189,8 @@ export interface StreamView {
   consistent: boolean;
   /** Source's wall clock of the newest consistent durable frame; null if there is none. */
   newestPointMs: number | null;
+  /** The newest of the points that were asked for and are durable, oldest first. */
+  points: readonly PointRecord[];
   /** What the agent takes of the source server, as it last said; null while it is away. */
   agent: StreamAgent | null;
 }
@@ -1152,6 +1155,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
         ringUsedBytes: status.ring.usedBytes,
         ...status.usage,
       },
+      points: record.points ?? [],
     };
   }
 

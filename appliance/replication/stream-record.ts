@@ -8,6 +8,7 @@ import { CompareDisks, uniteCompare } from '../../protocol/compare-disks.ts';
 import { MirrorKind as Kind } from '../../protocol/control.ts';
 import type { FrameHeader } from '../../protocol/frame.ts';
 import type { Mark } from '../../protocol/marks.ts';
+import { ConsistencyPointMark } from '../../protocol/marks.ts';
 
 const Bytes = Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER });
 
@@ -47,6 +48,12 @@ export const MirrorState = Type.Union([
 ]);
 export type MirrorState = Static<typeof MirrorState>;
 
+/** A point that was asked for and is whole: `point` holds at frame `seq`. */
+export const PointRecord = Type.Object({ seq: Bytes, wallMs: Bytes, point: ConsistencyPointMark });
+export type PointRecord = Static<typeof PointRecord>;
+
+const POINTS_KEPT = 20;
+
 export const StreamRecord = Type.Object({
   version: Type.Literal(1),
   seq: Bytes,
@@ -85,6 +92,8 @@ export const StreamRecord = Type.Object({
   good: Type.Optional(
     Type.Union([Type.Null(), Type.Object({ sinceSeq: Bytes, seq: Bytes, wallMs: Bytes })]),
   ),
+  /** The newest of the points that were asked for, oldest first. */
+  points: Type.Optional(Type.Array(PointRecord)),
 });
 export type StreamRecord = Static<typeof StreamRecord>;
 export type DiskRecord = StreamRecord['disks'][number];
@@ -227,6 +236,12 @@ export function foldFrame(
           endBytes: drain.dirtyBytes,
         };
       });
+      break;
+    case 'consistencyPoint':
+      if (isWhole(record)) {
+        const point = { seq: header.seq, wallMs: header.wallMs, point: mark };
+        next.points = [...(record.points ?? []), point].slice(-POINTS_KEPT);
+      }
       break;
     case 'tick':
     case undefined:

@@ -879,6 +879,7 @@ export async function startPageMock(options: PageMockOptions): Promise<PageMock>
             excluded: null,
           })),
         figures: figures(),
+        askedPoints: { newest: [], nextAt: null, problem: null },
         settings: request.body,
         failoverId: null,
         provenBootableAt: null,
@@ -919,6 +920,30 @@ export async function startPageMock(options: PageMockOptions): Promise<PageMock>
     });
   }
   serveMockPoints(app, { jobs, check, missing, who });
+  app.post<{ Params: { id: string }; Body: contract.PointRequest }>(
+    '/api/jobs/:id/points',
+    { schema: { body: contract.PointRequest } },
+    async (request, reply) => {
+      const job = jobs.get(request.params.id);
+      if (!job) return missing(reply);
+      const quiesced = request.body.quiesce ?? true;
+      const point: contract.TakenPoint = {
+        pointId: randomUUID(),
+        name: request.body.name ?? 'On demand',
+        seq: job.figures.durableSeq,
+        at: iso(),
+        quiesced,
+        reason: null,
+        freezeMs: quiesced ? 38.2 : null,
+        fileSystems: quiesced ? ['/srv', '/'] : [],
+        hooks: [],
+      };
+      setJob(job.jobId, {
+        askedPoints: { ...job.askedPoints, newest: [point, ...job.askedPoints.newest] },
+      });
+      return reply.code(201).send(check(contract.TakenPoint, point, 'point'));
+    },
+  );
   app.delete<{ Params: { id: string } }>('/api/jobs/:id', async (request, reply) => {
     const job = jobs.get(request.params.id);
     if (!job) return missing(reply);

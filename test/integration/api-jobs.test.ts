@@ -14,6 +14,7 @@ import type {
   ProtectPlan,
   ProtectRequest,
   Source,
+  TakenPoint,
 } from '../../appliance/api/schema.ts';
 import { DEFAULT_EXCLUSIONS } from '../../protocol/exclusions.ts';
 import { Lab, type TestSource, until } from './api.lab.ts';
@@ -206,14 +207,46 @@ t.test('recovery points: stretches and gaps, labels that last, limits that hold'
   for (const act of ['job.label', 'job.unlabel', 'job.check-journal']) t.ok(acts.includes(act));
   await until('the agent to be back', async () => (await sourceState()) === 'online');
 });
+t.test(
+  'points are taken on demand and on schedule, and listed once they are safe here',
+  async (t) => {
+    const url = `/api/jobs/${jobId}/points`;
+    const taken = await lab.inject('POST', url, { name: 'before the upgrade', quiesce: false });
+    t.equal(taken.statusCode, 201, taken.body);
+    t.match(taken.json(), { name: 'before the upgrade', quiesced: false, reason: null });
+    // The stand-in's agent has no freezer: the point is there, and says what it is not.
+    const plain = await lab.call<TakenPoint>('POST', url, {});
+    t.match(plain, { name: 'On demand', quiesced: false, reason: /cannot freeze/ });
+    await until('both points', async () => (await job()).askedPoints.newest.length === 2);
+    const { newest, nextAt } = (await job()).askedPoints;
+    t.same(
+      newest.map(({ seq }) => seq),
+      [plain.seq, taken.json().seq],
+      'the newest first',
+    );
+    t.ok(newest.every(({ at }) => at));
+    t.equal(nextAt, null, 'no schedule unless somebody wants one');
+    const refused = await lab.inject('POST', url, { name: 'two\nlines' });
+    t.equal(refused.statusCode, 400, refused.body);
+
+    await lab.call('PATCH', `/api/jobs/${jobId}`, { pointEveryMinutes: 60 });
+    const next = Date.parse((await job()).askedPoints.nextAt ?? '');
+    t.ok(next > Date.now() - 1000 && next <= Date.now() + 3_600_000);
+    await lab.call('PATCH', `/api/jobs/${jobId}`, { pointEveryMinutes: null });
+    t.equal((await job()).askedPoints.nextAt, null);
+  },
+);
 
 t.test('a pause holds intake over a restart of the appliance, and resuming goes on', async (t) => {
   await lab.call('POST', `/api/jobs/${jobId}/pause`);
   t.match(await stateOf(), { name: 'paused' });
+  const point = await lab.inject('POST', `/api/jobs/${jobId}/points`, {});
+  t.match(point.json(), { code: 'UND_JOB_STATE' }, 'no point of a paused job');
   await lab.restart();
   await until('the agent to be back', async () => (await sourceState()) === 'online');
   t.match(await stateOf(), { name: 'paused' });
   await until('the stream to be open', async () => (await job()).figures.durableSeq > 0);
+  t.equal((await job()).askedPoints.newest.length, 2, 'the points outlive a restart');
   const { durableSeq } = (await job()).figures;
   await web1.kernel.write(0, 3 * MIB, Buffer.alloc(MIB, 'd'));
   await until('the write to be seen as lag', async () => (await job()).figures.lagBytes >= MIB);

@@ -13,6 +13,7 @@ import {
 import { jobState, type LiveFacts, recoverable } from '../../appliance/jobs/job-state.ts';
 import { type JobEvent, type JobPhase, nextPhase } from '../../appliance/jobs/phase.ts';
 import { humanBytes, type PlanFacts, planProtection } from '../../appliance/jobs/plan.ts';
+import { nextPointMs } from '../../appliance/jobs/point-schedule.ts';
 import { poolLevel, reserveBytes } from '../../appliance/jobs/watermark.ts';
 import type { StreamView } from '../../appliance/replication/replication-stream.ts';
 import { undError } from '../../protocol/errors.ts';
@@ -241,6 +242,7 @@ const live = (patch: Partial<LiveFacts>): LiveFacts => ({
   attached: new Set(),
   agentOnline: true,
   sourceName: 'web1',
+  points: { nextMs: null, problem: null },
   ...patch,
 });
 
@@ -369,4 +371,13 @@ t.test('the host in the words of the API', async (t) => {
     networks: [{ mode: 'isolated', bridge: null }],
     vms: [{ name: 'a', state: 'running', isAppliance: true, isReplica: false }],
   });
+});
+
+t.test('scheduled points: at fixed moments, spread over the jobs, never in the past', async (t) => {
+  const now = Date.parse('2026-03-01T10:00:00Z');
+  const next = nextPointMs('job-a', 60, now);
+  t.ok(next > now && next <= now + 3_600_000);
+  t.equal(nextPointMs('job-a', 60, next - 1), next, 'a restart moves none');
+  t.equal(nextPointMs('job-a', 60, next), next + 3_600_000, 'the one that is due is not due again');
+  t.not(nextPointMs('job-b', 60, now), next, 'another job freezes its server at another moment');
 });

@@ -1,6 +1,14 @@
 import Type, { type Static } from 'typebox';
 import type { Router } from '../app.ts';
-import { Checkpoint, Job, JobSettingsPatch, ProtectPlan, ProtectRequest } from '../schema.ts';
+import {
+  Checkpoint,
+  Job,
+  JobSettingsPatch,
+  PointRequest,
+  ProtectPlan,
+  ProtectRequest,
+  TakenPoint,
+} from '../schema.ts';
 import type { Services } from '../services.ts';
 
 const ById = Type.Object({ id: Type.String({ minLength: 1, maxLength: 64 }) });
@@ -67,8 +75,7 @@ export function registerJobRoutes(route: Router, { jobs }: Services): void {
     method: 'PATCH',
     url: '/api/jobs/:id',
     access: 'operator',
-    summary:
-      'Change compression, bandwidth limit, exclusions and checkpoint schedule of a running job',
+    summary: 'Change compression, bandwidth limit, exclusions and the schedules of a running job',
     act: 'job.change',
     object: (request) => `${idOf(request)}: ${JSON.stringify(request.body)}`,
     schema: { params: ById, body: JobSettingsPatch, response: { 200: Job } },
@@ -105,6 +112,17 @@ export function registerJobRoutes(route: Router, { jobs }: Services): void {
     schema: { params: ById, body: Type.Optional(MirrorRequest), response: { 200: Job } },
     handler: (request) =>
       jobs.mirror(idOf(request), (request.body as { diskId?: string } | null)?.diskId),
+  });
+
+  route({
+    method: 'POST',
+    url: '/api/jobs/:id/points',
+    access: 'operator',
+    summary: 'Take a recovery point now, with the applications of the source at rest if possible',
+    act: 'job.point',
+    schema: { params: ById, body: PointRequest, response: { 201: TakenPoint } },
+    handler: async (request, reply) =>
+      reply.status(201).send(await jobs.takePoint(idOf(request), request.body as PointRequest)),
   });
 
   route({

@@ -15,6 +15,7 @@ import type {
   JournalCheck,
   LabelRequest,
   PointLabel,
+  PointRequest,
   PreflightReport,
   ProtectPlan,
   ProtectRequest,
@@ -22,6 +23,7 @@ import type {
   Source,
   SshTarget,
   SystemInfo,
+  TakenPoint,
   User,
 } from '../../../api/schema.ts';
 
@@ -137,6 +139,8 @@ const post = <T>(path: string, body: unknown = {}, limitMs?: number) =>
 
 /** Preflight and install speak SSH to another machine: they may take their time. */
 const SSH_LIMIT_MS = 300_000;
+/** Hooks on a source server run before a point is there. */
+const HOOKS_LIMIT_MS = 300_000;
 
 export const api = {
   login: (username: string, password: string) =>
@@ -174,6 +178,8 @@ export const api = {
   resumeJob: (jobId: string) => post<Job>(`/api/jobs/${id(jobId)}/resume`),
   mirrorJob: (jobId: string, diskId?: string) =>
     post<Job>(`/api/jobs/${id(jobId)}/mirror`, diskId ? { diskId } : {}),
+  takePoint: (jobId: string, request: PointRequest) =>
+    post<TakenPoint>(`/api/jobs/${id(jobId)}/points`, request, HOOKS_LIMIT_MS),
   deleteJob: (jobId: string, disks: 'keep' | 'delete') =>
     call<Job>(`/api/jobs/${id(jobId)}?disks=${disks}`, { method: 'DELETE' }),
 

@@ -40,6 +40,7 @@ import {
 import { useUser } from '../session/session.tsx';
 import { FailoverDialog } from './failover-dialog.tsx';
 import { HistoryForm, historyFields, historyLimits } from './history-fields.tsx';
+import { PointDialog, PointsCard, ScheduleField } from './points.tsx';
 import { RecoveryPoints } from './recovery-points.tsx';
 import {
   compressionLabel,
@@ -240,6 +241,7 @@ function SettingsDialog(props: { job: Job; close: () => void }) {
     ),
     ...historyFields(job.settings.historyHours, job.settings.historyBytes),
   }));
+  const [everyMinutes, setEveryMinutes] = useState(job.settings.pointEveryMinutes ?? null);
   const limit = limitBytesPerSec(fields);
   const excluded = exclusionsOf(fields.exclusions);
   const history = historyLimits(fields);
@@ -258,6 +260,7 @@ function SettingsDialog(props: { job: Job; close: () => void }) {
             ringBytes: ringBytes(fields),
             exclusions: excluded.ok ? excluded.patterns : undefined,
             ...history,
+            pointEveryMinutes: everyMinutes,
           }),
         )
       }
@@ -271,6 +274,7 @@ function SettingsDialog(props: { job: Job; close: () => void }) {
           fields={fields}
           set={(change) => setFields((now) => ({ ...now, ...change }))}
         />
+        <ScheduleField everyMinutes={everyMinutes} set={setEveryMinutes} />
       </Form>
     </ConfirmDialog>
   );
@@ -322,7 +326,7 @@ function DeleteDialog(props: { job: Job; close: () => void }) {
   );
 }
 
-type Open = 'failover' | 'settings' | 'delete' | 'mirror' | undefined;
+type Open = 'failover' | 'point' | 'settings' | 'delete' | 'mirror' | undefined;
 
 function Actions(props: {
   job: Job;
@@ -588,6 +592,11 @@ export function JobPage() {
             </Card>
           </GridItem>
         </Grid>
+        <PointsCard
+          job={job}
+          mayTake={mayOperate && !job.failoverId}
+          take={() => setDialog('point')}
+        />
         <Card>
           <CardTitle component="h2">Disks</CardTitle>
           <CardBody>
@@ -611,6 +620,7 @@ export function JobPage() {
       {dialog === 'failover' && (
         <FailoverDialog job={job} source={sources.get(job.sourceId)} close={close} />
       )}
+      {dialog === 'point' && <PointDialog job={job} close={close} />}
       {dialog === 'settings' && <SettingsDialog job={job} close={close} />}
       {dialog === 'delete' && <DeleteDialog job={job} close={close} />}
       {dialog === 'mirror' && (

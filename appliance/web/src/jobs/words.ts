@@ -1,4 +1,4 @@
-import type { Failover, Job } from '../../../api/schema.ts';
+import type { Failover, Job, TakenPoint } from '../../../api/schema.ts';
 import type { Tone } from '../parts/tone.ts';
 
 export interface JobWords {
@@ -135,4 +135,25 @@ export function describeFailover(failover: Pick<Failover, 'state'>): JobWords {
     case 'committed':
       return { label: 'Committed', tone: 'good', reason: 'The replica is the server now.' };
   }
+}
+
+/** Schedules to choose from, in minutes; null: none. */
+export const SCHEDULES: readonly (number | null)[] = [null, 15, 60, 240, 1440];
+
+export function scheduleLabel(everyMinutes: number | null | undefined): string {
+  if (!everyMinutes) return 'None';
+  if (everyMinutes === 60) return 'Every hour';
+  if (everyMinutes === 1440) return 'Every day';
+  return everyMinutes % 60 === 0
+    ? `Every ${everyMinutes / 60} hours`
+    : `Every ${everyMinutes} minutes`;
+}
+
+/** What a point that was asked for promises. */
+export function describePoint(point: Pick<TakenPoint, 'quiesced' | 'reason'>): {
+  label: string;
+  tone: Tone;
+} {
+  if (point.quiesced) return { label: 'Applications at rest', tone: 'good' };
+  return { label: 'Crash-consistent', tone: point.reason ? 'attention' : 'neutral' };
 }
