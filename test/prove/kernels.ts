@@ -42,13 +42,12 @@ async function boot(suite: Suite): Promise<Current> {
   // Short: the path of a socket has 107 characters at most.
   const dir = fs.mkdtempSync(join(tmpdir(), 'kernels-'));
   process.once('exit', () => fs.rmSync(dir, { recursive: true, force: true }));
-  // Zeroes would hide a write that was lost; all of it random would only cost time.
-  const filling = newDisk(join(dir, 'filling'));
-  run('dd', 'if=/dev/urandom', `of=${filling}`, 'bs=1M', 'count=12', 'conv=notrunc', 'status=none');
   const disks = BUSES.flatMap((bus) =>
     [0, 1].map((n): GuestDisk => {
-      const file = join(dir, `${bus}-${n}.img`);
-      fs.copyFileSync(filling, file);
+      const file = newDisk(join(dir, `${bus}-${n}.img`));
+      // Zeroes would hide a write that was lost; all of it random would only cost time.
+      const options = ['bs=1M', 'count=12', 'conv=notrunc', 'status=none'];
+      run('dd', 'if=/dev/urandom', `of=${file}`, ...options);
       return { bus, file };
     }),
   );

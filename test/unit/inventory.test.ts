@@ -4,7 +4,12 @@ import { buildDisks, buildNics, prettyOsName } from '../../agent/inventory/build
 import { diskId, identityKeys } from '../../agent/inventory/disk-id.ts';
 import { type BlockNode, parseFindmnt, parseLsblk } from '../../agent/inventory/lsblk.ts';
 import { sameMachine, smbiosUuidOf } from '../../agent/inventory/machine.ts';
-import { findTwins, protectability, worthListing } from '../../agent/inventory/protectable.ts';
+import {
+  findTwins,
+  isNativeMultipath,
+  protectability,
+  worthListing,
+} from '../../agent/inventory/protectable.ts';
 import { takeInventory } from '../../agent/inventory/take.ts';
 import { Inventory, SourceDisk } from '../../appliance/api/schema.ts';
 
@@ -278,6 +283,19 @@ t.test('which disks can be protected, and why not', async (t) => {
   // A disk that is a member of an array or a volume group is what gets protected.
   const member = disk({ children: [disk({ name: 'md0', type: 'raid1' })] });
   t.same(protectability(member, plain), { protectable: true });
+});
+
+// Links as Debian 12 (6.1) shows them for a drive of its own and for a namespace behind two controllers.
+t.test('the head of native NVMe multipath is told from a drive with one path', async (t) => {
+  const own = '../devices/pci0000:00/0000:00:05.0/nvme/nvme0/nvme0n1';
+  const head = '../devices/virtual/nvme-subsystem/nvme-subsys2/nvme2n1';
+  const native = (name: string, sysfsLink: string, hasMultipathFolder = false) =>
+    isNativeMultipath(name, { sysfsLink, hasMultipathFolder });
+  t.equal(native('nvme0n1', own), false);
+  t.equal(native('nvme2n1', head), true);
+  t.equal(native('nvme0n1', own, true), true, 'from 6.15 on a head has a folder of its paths');
+  t.equal(native('nvme0n1', ''), false, 'no link: no reason to think so');
+  t.equal(native('sda', '../devices/pci0000:00/0000:00:02.0/virtio1/host0/block/sda', true), false);
 });
 
 t.test('two paths to one disk are found; equal serials of different models are not', async (t) => {

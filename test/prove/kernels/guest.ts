@@ -194,23 +194,25 @@ export class KernelGuest {
     return output;
   }
 
-  /** The disks of a bus in the order in which they were given. */
+  /**
+   * The disks of a bus in the order in which they were given. The kernel looks for them in parallel, so their names say
+   * nothing of that order; PCI slots, ATA ports and logical units do.
+   */
   async disks(bus: Bus): Promise<string[]> {
     const links = await this.shell('for b in /sys/block/*; do readlink -f $b; done');
+    const order: Record<Bus, RegExp> = {
+      'virtio-blk': /\/0000:00:([\da-f]+)\.0\/virtio\d+\/block\/vd[a-z]$/,
+      'virtio-scsi': /\/virtio\d+\/host\d+\/.*:([\da-f]+)\/block\/sd[a-z]$/,
+      nvme: /\/0000:00:([\da-f]+)\.0\/nvme\/nvme\d+\/nvme\d+n1$/,
+      ahci: /\/ata([\da-f]+)\/.*\/block\/sd[a-z]$/,
+    };
     const found: { name: string; key: number }[] = [];
     for (const link of links.split('\n')) {
+      const place = order[bus].exec(link)?.[1];
       const name = link.slice(link.lastIndexOf('/') + 1);
-      const scsi = /\/(\d+):\d+:\d+:(\d+)\/block\//.exec(link);
-      const ata = /\/ata(\d+)\//.exec(link);
-      const nvme = /\/nvme\/nvme(\d+)\/nvme\d+n1$/.exec(link);
-      if (bus === 'virtio-blk' && /^vd[a-z]$/.test(name)) {
-        found.push({ name, key: name.charCodeAt(2) });
-      }
-      if (bus === 'virtio-scsi' && scsi && !ata) found.push({ name, key: Number(scsi[2]) });
-      if (bus === 'ahci' && ata) found.push({ name, key: Number(ata[1]) });
-      if (bus === 'nvme' && nvme) found.push({ name, key: Number(nvme[1]) });
+      if (place) found.push({ name, key: Number.parseInt(place, 16) });
     }
-    return found.sort((a, b) => a.key - b.key).map(({ name }) => `/dev/${name}`);
+    return found.sort((x, y) => x.key - y.key).map(({ name }) => `/dev/${name}`);
   }
 
   /** Everything the kernel said, by then. */
