@@ -515,8 +515,14 @@ export const JobPoints = Type.Object({
   ),
   gaps: Type.Array(PointGap, { description: 'oldest first; the newest 2000' }),
   marks: Type.Array(
-    Type.Object({ seq: Type.Number(), at: Iso, pointId: Type.String(), name: Type.String() }),
-    { description: 'application-consistent points' },
+    Type.Object({
+      seq: Type.Number(),
+      at: Iso,
+      pointId: Type.String(),
+      name: Type.String(),
+      quiesced: Type.Boolean({ description: 'application-consistent; else crash-consistent' }),
+    }),
+    { description: 'points that were asked for by name' },
   ),
   labels: Type.Array(PointLabel),
   newestAt: Nullable(Iso),

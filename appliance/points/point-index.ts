@@ -44,12 +44,14 @@ export interface Gap {
   crossable: boolean;
 }
 
-/** An application-consistent point. */
+/** A point that was asked for by name. */
 export interface NamedMark {
   seq: number;
   sourceMs: number;
   pointId: string;
   name: string;
+  /** Application-consistent; else it is crash-consistent, as any point is. */
+  quiesced: boolean;
 }
 
 export type Span = ({ name: 'stretch' } & Stretch) | ({ name: 'gap' } & GapSpan);
@@ -141,8 +143,10 @@ export class PointIndex {
       this.#entries.push(point);
     }
     this.#newest = point;
-    const named = namedMark(mark);
-    if (named) this.#marks.push({ ...point, ...named });
+    if (mark?.type === 'consistencyPoint') {
+      const { pointId, name, quiesced } = mark;
+      this.#marks.push({ ...point, pointId, name, quiesced });
+    }
   }
 
   #gap({ seq, wallMs }: FrameHeader, { kind, text }: GapReason, kept: boolean): void {
@@ -201,7 +205,7 @@ export class PointIndex {
     });
   }
 
-  /** Application-consistent points, oldest first. */
+  /** Points that were asked for by name, oldest first. */
   marks(): NamedMark[] {
     return [...this.#marks];
   }
@@ -309,9 +313,4 @@ function joins(a: Span, b: Span): boolean {
   if (a.toSeq + 1 !== b.fromSeq) return false;
   if (a.name === 'stretch') return b.name === 'stretch';
   return b.name === 'gap' && a.kind === b.kind && a.reason === b.reason;
-}
-
-function namedMark(mark: Mark | null): { pointId: string; name: string } | null {
-  if (!mark || !('pointId' in mark) || !('name' in mark)) return null;
-  return { pointId: String(mark.pointId), name: String(mark.name) };
 }

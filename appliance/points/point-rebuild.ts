@@ -29,7 +29,7 @@ export const unknownRecord = (certain: StreamRecord, firstSeq: number): StreamRe
 
 /** Marks that say nothing of order or mirrors. */
 export const changesRecord = (mark: Mark): boolean =>
-  mark.type !== 'tick' && !('pointId' in mark && 'name' in mark);
+  mark.type !== 'tick' && mark.type !== 'consistencyPoint';
 
 /**
  * The record with one more frame of the history.

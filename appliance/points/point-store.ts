@@ -49,7 +49,13 @@ const Page = Type.Object({
   seqs: Type.Array(Int),
   ms: Type.Array(Type.Integer()),
   marks: Type.Array(
-    Type.Object({ seq: Int, sourceMs: Int, pointId: Type.String(), name: Type.String() }),
+    Type.Object({
+      seq: Int,
+      sourceMs: Int,
+      pointId: Type.String(),
+      name: Type.String(),
+      quiesced: Type.Boolean(),
+    }),
   ),
   /** Where the fold stands behind it. */
   state: Type.Object({ epoch: Int, bootTimeNs: Nanoseconds, reachedPos: Int }),

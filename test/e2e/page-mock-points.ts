@@ -96,6 +96,7 @@ export function serveMockPoints(app: FastifyInstance, host: MockHost): void {
         at: iso(startedMs - hours * HOUR),
         pointId: `point-${hours}`,
         name: 'every 3 h, PostgreSQL',
+        quiesced: hours !== 6,
       })),
       labels: named,
       newestAt: iso(now),

@@ -48,7 +48,7 @@ const points: JobPoints = {
       crossable: false,
     },
   ],
-  marks: [{ seq: 15, at: iso(30), pointId: 'p', name: 'nightly' }],
+  marks: [{ seq: 15, at: iso(30), pointId: 'p', name: 'nightly', quiesced: true }],
   labels: [
     {
       labelId: 'l',

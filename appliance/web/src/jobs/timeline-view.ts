@@ -20,8 +20,10 @@ export type Tick = {
   at: number;
   atMs: number;
   text: string;
-  /** A mark is application-consistent; a label is a name that a person gave. */
+  /** A mark was asked for by name when it was made; a label is a name that a person gave later. */
   kind: 'mark' | 'label';
+  /** Marks: application-consistent. */
+  quiesced: boolean;
   id: string;
 };
 
@@ -78,11 +80,13 @@ export function timelineView(points: JobPoints, range: Range, nowMs: number): Ti
     }))
     .filter(({ fromMs, toMs }) => within(fromMs, toMs));
   const ticks: Tick[] = [
-    ...points.marks.map(({ at, name, pointId }) => tick('mark', at, name, pointId)),
-    ...points.labels.map(({ at, text, labelId }) => tick('label', at, text, labelId)),
+    ...points.marks.map(({ at, name, pointId, quiesced }) =>
+      tick('mark', at, name, pointId, quiesced),
+    ),
+    ...points.labels.map(({ at, text, labelId }) => tick('label', at, text, labelId, false)),
   ].filter(({ atMs }) => within(atMs, atMs));
-  function tick(kind: Tick['kind'], at: string, text: string, id: string): Tick {
-    return { kind, at: part(ms(at)), atMs: ms(at), text, id };
+  function tick(kind: Tick['kind'], at: string, text: string, id: string, quiesced: boolean): Tick {
+    return { kind, at: part(ms(at)), atMs: ms(at), text, id, quiesced };
   }
   return {
     stretches,

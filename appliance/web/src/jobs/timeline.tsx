@@ -273,8 +273,8 @@ export function Timeline(props: {
             </rect>
           );
         })}
-        {view.ticks.map(({ at, atMs, kind, text, id }) => {
-          const words = `${kind === 'mark' ? 'Application-consistent point' : 'Label'}: ${text} (${formatAbsolute(new Date(atMs))})`;
+        {view.ticks.map(({ at, atMs, kind, text, id, quiesced }) => {
+          const words = `${kind === 'label' ? 'Label' : quiesced ? 'Application-consistent point' : 'Crash-consistent point'}: ${text} (${formatAbsolute(new Date(atMs))})`;
           return (
             // biome-ignore lint/a11y/useSemanticElements: SVG has no button
             <g
@@ -290,7 +290,12 @@ export function Timeline(props: {
               <title>{words}</title>
               <line x1={x(at)} x2={x(at)} y1={BAR_TOP - 8} y2={BAR_TOP + BAR_HEIGHT} />
               {kind === 'mark' ? (
-                <circle cx={x(at)} cy={BAR_TOP - 12} r={5} />
+                <circle
+                  className={quiesced ? undefined : 'und-timeline-crash'}
+                  cx={x(at)}
+                  cy={BAR_TOP - 12}
+                  r={5}
+                />
               ) : (
                 <path d={`M${x(at)} ${BAR_TOP - 8}v-14h12l-3 4.5 3 4.5h-12`} />
               )}
