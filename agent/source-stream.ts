@@ -451,6 +451,7 @@ class Session {
       streamEpoch: job.streamEpoch,
       nextSeq: job.durable.seq + 1,
     });
+    this.#tellGone();
     this.#order.poke();
     this.#reread();
   }
@@ -844,12 +845,8 @@ class Session {
         break;
       case 'disk-gone':
         this.#log('error', `disk ${event.disk} is gone`);
-        this.#attached?.link.send({
-          type: 'notice',
-          level: 'error',
-          jobId: this.#job.jobId,
-          text: `disk ${event.disk} of the source server is gone`,
-        });
+        this.#gone.add(event.disk);
+        this.#tellGone();
         break;
       case 'dirty-marked':
         this.#reread();
@@ -868,6 +865,30 @@ class Session {
         if (!this.#signal.aborted) this.#died();
         break;
     }
+  }
+
+  #gone = new Set<number>();
+
+  /** Told again on each connection: the disk may have gone while there was none. */
+  #tellGone(): void {
+    for (const disk of this.#gone) {
+      const error = undError('UND_CAPTURE_DISK_NOT_FOUND', {
+        disk: this.#job.disks.find(({ index }) => index === disk)?.devicePath ?? disk,
+        reason: 'it is gone from the source server',
+      });
+      this.#notify(error, disk);
+    }
+  }
+
+  #notify(error: UndError, disk: number): void {
+    this.#attached?.link.send({
+      type: 'notice',
+      level: 'error',
+      jobId: this.#job.jobId,
+      disk,
+      text: error.message.slice(0, 2000),
+      error: toErrorMessage(error),
+    });
   }
 
   #resized = new Map<number, number>();
@@ -954,13 +975,7 @@ class Session {
         if (abort.signal.aborted || this.#signal.aborted) return;
         const coded = asUndError(error);
         this.#log('error', `mirror of disk ${ask.disk}: ${coded.message}`);
-        this.#attached?.link.send({
-          type: 'notice',
-          level: 'error',
-          jobId: this.#job.jobId,
-          text: coded.message,
-          error: toErrorMessage(coded),
-        });
+        this.#notify(coded, ask.disk);
         const { cursorBytes, skippedBytes } = this.#mirrors.get(ask.disk) ?? ask;
         const attached = this.#attached;
         setTimeout(() => {

@@ -391,7 +391,9 @@ function serveSession(
       return;
     }
     if (message.type === 'notice') {
-      log.info({ sourceId, level: message.level }, `agent: ${message.text}`);
+      const { jobId, error } = message;
+      const level = message.level === 'info' ? 'info' : 'warn';
+      log[level]({ sourceId, jobId, code: error?.code }, `agent: ${message.text}`);
       return;
     }
     if ('jobId' in message && message.jobId !== undefined && !jobs.find(message.jobId)) {

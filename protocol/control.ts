@@ -9,7 +9,7 @@
 import Type, { type Static } from 'typebox';
 import { Value } from 'typebox/value';
 import { CompareDisks } from './compare-disks.ts';
-import { ERRORS, type ErrorCode, type UndError, undError } from './errors.ts';
+import { ERRORS, type ErrorCode, type SerialisedError, type UndError, undError } from './errors.ts';
 import { EXCLUSION_PATTERN, MAX_EXCLUSION_CHARS, MAX_EXCLUSIONS } from './exclusions.ts';
 import { ConsistencyPointMark, HookReport } from './marks.ts';
 import { MirrorKind } from './mirror-kind.ts';
@@ -87,6 +87,8 @@ export const Pong = message('pong', { id: Seq });
 export const Notice = message('notice', {
   level: Type.Union([Type.Literal('info'), Type.Literal('warning'), Type.Literal('error')]),
   jobId: Type.Optional(Id),
+  /** The disk of the job that it is about. */
+  disk: Type.Optional(Type.Integer({ minimum: 0, maximum: 63 })),
   text: Text,
   error: Type.Optional(ErrorMessage),
 });
@@ -348,6 +350,12 @@ export const encodeControl = (control: ControlMessage): Buffer =>
 /** The code of an error that came over the link, as far as this side knows it. */
 export const knownCode = (error: ErrorMessage): ErrorCode =>
   Object.hasOwn(ERRORS, error.code) ? (error.code as ErrorCode) : 'UND_INTERNAL';
+
+/** An error that came over the link, in the words of the side that it comes from. */
+export const fromErrorMessage = (error: ErrorMessage): SerialisedError => ({
+  ...error,
+  code: knownCode(error),
+});
 
 /** An error in the form in which it crosses the link. */
 export function toErrorMessage(error: UndError): ErrorMessage {

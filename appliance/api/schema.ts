@@ -435,6 +435,7 @@ export const Job = Type.Object({
   state: JobState,
   stream: StreamMode,
   disks: Type.Array(JobDisk),
+  problems: Type.Array(ApiError, { description: 'what the agent says of single disks now' }),
   figures: JobFigures,
   askedPoints: AskedPoints,
   settings: ProtectRequest,

@@ -176,7 +176,9 @@ export class JobActor {
       } else {
         this.#advance({ type: 'resumed' }, 'resumed');
         const faulty = this.#stream?.state().phase;
-        if (faulty?.name === 'error' && !isApplyFault(faulty.error)) {
+        if (faulty?.name === 'error' && faulty.from === 'agent') {
+          this.#stream?.reconnectAgent('a person asked to try again');
+        } else if (faulty?.name === 'error' && !isApplyFault(faulty.error)) {
           // What the stream refused has to be sent anew, and only a comparison tells what.
           await this.#stream?.restart(`resumed after ${faulty.error.code}`);
         } else {
@@ -538,7 +540,9 @@ export class JobActor {
     const stream = this.#stream;
     if (!stream) throw undError('UND_INTERNAL', { reason: 'the disks before the stream' });
     const fault = stream.state().phase;
-    if (this.#disksOpen && !(fault.name === 'error' && isApplyFault(fault.error))) return;
+    const applyFault =
+      fault.name === 'error' && fault.from === 'appliance' && isApplyFault(fault.error);
+    if (this.#disksOpen && !applyFault) return;
     const paths = await this.#attachAll();
     if (this.#disksOpen) await stream.closeDisks('the replica disks are attached again');
     await stream.reopenDisks(paths);
@@ -589,6 +593,7 @@ export class JobActor {
     // A full pool is waited for by the watermark; trying again meanwhile would only fail again.
     const faulty =
       phase?.name === 'error' &&
+      phase.from === 'appliance' &&
       isApplyFault(phase.error) &&
       phase.error.code !== 'UND_APPLY_NO_SPACE';
     if (faulty && this.row.phase.name === 'active' && !this.#retry) {

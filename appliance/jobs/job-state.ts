@@ -146,6 +146,7 @@ export function jobView(row: JobRow, live: LiveFacts): Job {
         excluded: seen?.excluded ?? null,
       };
     }),
+    problems: (view?.problems ?? []).map(({ error }) => apiError(error)),
     figures: view
       ? {
           rateBytesPerSec: view.rateBytesPerSec,

@@ -13,6 +13,7 @@ import { Value } from 'typebox/value';
 import {
   type ControlMessage,
   type ControlOf,
+  fromErrorMessage,
   type MirrorKind,
   toErrorMessage,
 } from '../../protocol/control.ts';
@@ -140,7 +141,8 @@ export type StreamPhase =
   | { name: 'protected' }
   /** Intake was stopped on purpose, or waits for room. */
   | { name: 'held'; reason: string }
-  | { name: 'error'; error: SerialisedError };
+  /** `from`: who has to do something about it; what the agent cannot do it tries again by itself. */
+  | { name: 'error'; from: 'appliance' | 'agent'; error: SerialisedError };
 
 export interface StreamMirror {
   state: 'needed' | 'running' | 'done';
@@ -193,6 +195,8 @@ export interface StreamView {
   points: readonly PointRecord[];
   /** What the agent takes of the source server, as it last said; null while it is away. */
   agent: StreamAgent | null;
+  /** What the agent says of single disks on this connection and is not over, e.g. that a block cannot be read. */
+  problems: Array<{ diskId: string; error: SerialisedError }>;
 }
 
 export interface StreamAgent {
@@ -224,6 +228,10 @@ interface Connection {
   asked: Map<number, { run: number; need: MirrorState }>;
   /** Requests for hashes that are being answered. */
   hashing: number;
+  /** Why the agent cannot take up the job; it tries again by itself. */
+  failed: SerialisedError | null;
+  /** The last error of each disk that the agent told of. */
+  problems: Map<number, SerialisedError>;
 }
 
 const JOURNAL_RETRY_MS = 5_000;
@@ -618,6 +626,13 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
     return { segments: this.#journal.history(), ...this.#journal.retention };
   }
 
+  /** Let the agent connect and be configured anew, at once: what it could not do may go now. */
+  reconnectAgent(reason: string): void {
+    this.#disconnect(undError('UND_LINK_CLOSED', { reason }));
+    this.#lastDisconnect = reason;
+    this.#changed();
+  }
+
   /** Check the whole journal; see Journal.verify. */
   verifyJournal(onProgress?: (bytes: number) => void): Promise<JournalReport> {
     return this.#journal.verify(this.points().stretches(), onProgress);
@@ -665,6 +680,8 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
       status: null,
       asked: new Map(),
       hashing: 0,
+      failed: null,
+      problems: new Map(),
     };
     this.#connection = connection;
     this.#resync = false;
@@ -682,7 +699,8 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
       control: async (message) => {
         if (!('jobId' in message) || message.jobId !== this.jobId) return false;
         if (current()) await this.#onControl(connection, message);
-        return true;
+        // A notice is for the log as well.
+        return message.type !== 'notice';
       },
       closed: () => {
         if (current()) this.#lost(connection, 'the connection to the agent was lost');
@@ -751,6 +769,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
     switch (message.type) {
       case 'jobReady':
         connection.ready = message.streamEpoch === this.#journal.epoch;
+        connection.failed = null;
         this.#askMirrors();
         break;
       case 'needEpoch':
@@ -772,8 +791,13 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
         await this.#onDiskResized(connection, message);
         break;
       case 'jobFailed':
-        this.#lastDisconnect = message.error.message;
+        connection.failed = fromErrorMessage(message.error);
         connection.ready = false;
+        break;
+      case 'notice':
+        if (message.level === 'error' && message.error && message.disk !== undefined) {
+          connection.problems.set(message.disk, fromErrorMessage(message.error));
+        }
         break;
       default:
         break;
@@ -1046,6 +1070,9 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
     });
     this.#applier.poke();
     if (ask) this.#askMirrors();
+    for (const [index, error] of this.#connection?.problems ?? []) {
+      if (this.#isOver(index, error)) this.#connection?.problems.delete(index);
+    }
     this.#changed();
   }
 
@@ -1156,13 +1183,35 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
         ...status.usage,
       },
       points: record.points ?? [],
+      problems: this.#problems(),
     };
+  }
+
+  #problems(): StreamView['problems'] {
+    const problems: StreamView['problems'] = [];
+    for (const [index, error] of this.#connection?.problems ?? []) {
+      const disk = this.#disks.find((candidate) => candidate.index === index);
+      if (disk) problems.push({ diskId: disk.diskId, error });
+    }
+    return problems;
+  }
+
+  /** A block that could not be read was read since. */
+  #isOver(index: number, error: SerialisedError): boolean {
+    const mirror = this.#durable.disks.find((disk) => disk.index === index)?.mirror;
+    if (isGone(error)) return false;
+    if (mirror?.name !== 'running') return mirror?.name === 'done';
+    return mirror.cursorBytes > Number(error.params.offsetBytes ?? Number.POSITIVE_INFINITY);
   }
 
   #phase(lagMs: number | null): StreamPhase {
     const { state } = this.#applier;
-    if (this.#fault) return { name: 'error', error: this.#fault.toJSON() };
-    if (state.name === 'error') return { name: 'error', error: state.error.toJSON() };
+    if (this.#fault) return { name: 'error', from: 'appliance', error: this.#fault.toJSON() };
+    if (state.name === 'error')
+      return { name: 'error', from: 'appliance', error: state.error.toJSON() };
+    const gone = [...(this.#connection?.problems.values() ?? [])].find(isGone);
+    const failed = this.#connection?.failed ?? gone;
+    if (failed) return { name: 'error', from: 'agent', error: failed };
     if (this.#intake.name === 'held') return { name: 'held', reason: this.#intake.reason };
     if (state.name === 'waiting') {
       return { name: 'catching-up', reason: `applying waits for a checkpoint: ${state.reason}` };
@@ -1225,6 +1274,9 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
 /** A page of the point index could not be written: a restart reads the journal instead, which holds the same. */
 const notUrgent = () => {};
 const NONE_EXCLUDED = { files: 0, bytes: 0 };
+/** Nothing that is written to such a disk is captured. */
+const isGone = (error: SerialisedError): boolean => error.code === 'UND_CAPTURE_DISK_NOT_FOUND';
+
 const yes = () => true;
 const no = () => false;
 

@@ -878,6 +878,7 @@ export async function startPageMock(options: PageMockOptions): Promise<PageMock>
             mirror: null,
             excluded: null,
           })),
+        problems: [],
         figures: figures(),
         askedPoints: { newest: [], nextAt: null, problem: null },
         settings: request.body,

@@ -260,7 +260,8 @@ t.test('states: the first that matches, with its reason', async (t) => {
     [active, { poolLow: error, problem: error }, { name: 'paused', reason: /out of space/ }],
     [active, { problem: error }, { name: 'error' }],
     [active, { view: null }, { name: 'waiting-for-agent' }],
-    [active, { view: view({ name: 'error', error }) }, { name: 'error' }],
+    [active, { view: view({ name: 'error', from: 'appliance', error }) }, { name: 'error' }],
+    [active, { view: view({ name: 'error', from: 'agent', error }) }, { name: 'error' }],
     [
       active,
       { view: view({ name: 'held', reason: 'journal' }) },

@@ -435,7 +435,11 @@ export function JobPage() {
   const stream = describeStream(job.stream);
   const mirror = mirrorTotal(job);
   const mirroring = job.state.name === 'mirroring' && mirror;
-  const { figures, settings } = job;
+  const { figures, settings, state } = job;
+  // What stops the job is said above.
+  const problems = job.problems.filter(
+    ({ message }) => state.name !== 'error' || state.error.message !== message,
+  );
   const close = () => setDialog(undefined);
   return (
     <>
@@ -495,6 +499,14 @@ export function JobPage() {
             />
           )
         )}
+        {problems.map((problem) => (
+          <ErrorAlert
+            key={problem.message}
+            error={problem}
+            title="The source server has a problem"
+            id="job-problem"
+          />
+        ))}
         {job.failoverId && (
           <Alert
             variant="info"
