@@ -1211,7 +1211,9 @@ class Session {
       mode: order.name === 'lost' ? 'tracking' : 'ordered',
       reason: order.name === 'lost' ? `${order.reason}; ${order.waitsFor}` : null,
       bootMs: Number(status.bootNs) / 1e6,
-      backlogBytes: Math.max(0, pos - this.#releasedPos),
+      // Without order only the dirty map knows what changed.
+      backlogBytes:
+        Math.max(0, pos - this.#releasedPos) + status.dirtyBytes.reduce((sum, n) => sum + n, 0),
       ring: { sizeBytes: status.ringBytes, usedBytes: Math.max(0, status.backlogBytes) },
       mirrors: [...this.#mirrors.values()].map(({ ask, cursorBytes, skippedBytes }) => ({
         disk: ask.disk,

@@ -120,7 +120,7 @@ export const Status = message('status', {
   reason: Nullable(Text),
   /** The source's boot-time clock now. */
   bootMs: Type.Number({ minimum: 0 }),
-  /** Captured and not acknowledged, in the ring and on the way. */
+  /** Captured and not acknowledged, in the ring and on the way; and blocks that changed and have to be read again. */
   backlogBytes: Bytes,
   ring: Type.Object({ sizeBytes: Bytes, usedBytes: Bytes }),
   mirrors: Type.Array(

@@ -370,7 +370,13 @@ export type JobDisk = Static<typeof JobDisk>;
 export const JobFigures = Type.Object({
   rateBytesPerSec: Type.Number({ description: 'frames received, as they crossed the network' }),
   etaSeconds: Nullable(Type.Number()),
-  lagBytes: Type.Number({ description: 'captured on the source and not yet durable here' }),
+  lagBytes: Nullable(
+    Type.Number({
+      description:
+        'changed on the source and not yet durable here, as its agent said at lagBytesAt; null: not said since the appliance started',
+    }),
+  ),
+  lagBytesAt: Nullable(Iso),
   lagMs: Nullable(
     Type.Number({
       description:

@@ -202,8 +202,14 @@ export class JobActor {
       if (row.phase.name !== 'active' || row.phase.paused || !this.#stream) {
         throw this.#stateError('mirrored');
       }
-      // Ends the connection; the agent comes back and is told of the new epoch.
-      await this.#stream.restart('a person asked for it');
+      if (diskId === undefined) {
+        // Ends the connection; the agent comes back and is told of the new epoch.
+        await this.#stream.restart('a person asked for it');
+      } else {
+        // What the stream cannot go on from is not healed by one disk.
+        if (this.#stream.state().phase.name === 'error') throw this.#stateError('mirrored');
+        await this.#stream.mirrorDisk(diskId, 'a person asked for it');
+      }
       return this.view();
     });
   }

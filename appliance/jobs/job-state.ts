@@ -84,7 +84,8 @@ export function jobState(row: Pick<JobRow, 'phase'>, live: LiveFacts): JobState 
 const NO_FIGURES: Job['figures'] = {
   rateBytesPerSec: 0,
   etaSeconds: null,
-  lagBytes: 0,
+  lagBytes: null,
+  lagBytesAt: null,
   lagMs: null,
   durableSeq: 0,
   appliedSeq: 0,
@@ -152,6 +153,7 @@ export function jobView(row: JobRow, live: LiveFacts): Job {
           rateBytesPerSec: view.rateBytesPerSec,
           etaSeconds: view.etaSeconds,
           lagBytes: view.lagBytes,
+          lagBytesAt: iso(view.lagBytesAtMs),
           lagMs: view.lagMs,
           durableSeq: view.durableSeq,
           appliedSeq: view.appliedSeq,

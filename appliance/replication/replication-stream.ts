@@ -41,6 +41,7 @@ import { ClockMap } from './clock-map.ts';
 import { Rate } from './rate.ts';
 import {
   askDifference,
+  askDifferenceOf,
   foldFrame,
   growDisk,
   isWhole,
@@ -175,8 +176,12 @@ export interface StreamView {
   rateBytesPerSec: number;
   /** Until the mirrors are done at their present speed; null when none runs or it is not known. */
   etaSeconds: number | null;
-  /** Captured on the source and not durable here, as the agent last said. */
-  lagBytes: number;
+  /**
+   * Captured or known to have changed on the source and not durable here, as the agent last said (`lagBytesAtMs`, wall
+   * clock); null when it has not said anything since the appliance started. Nobody knows what came since.
+   */
+  lagBytes: number | null;
+  lagBytesAtMs: number | null;
   /**
    * Age of the newest source moment up to which everything is durable here: what an unplanned failover now would
    * lose. By the source's boot-time clock; null before the first frame and after a restart of the appliance until the
@@ -282,6 +287,8 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
   #retryTimer: NodeJS.Timeout | undefined;
   #changeTimer: NodeJS.Timeout | undefined;
   #newestPointMs: number | null = null;
+  /** As the agent last said, on whatever connection. */
+  #backlog: { bytes: number; atMs: number } | null = null;
   #closed = false;
 
   private constructor(options: OpenStreamOptions, record: StreamRecord) {
@@ -296,6 +303,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
     this.#written = record;
     this.#applied = record;
     this.#reading = record;
+    if (record.seq > 0 && isWhole(record)) this.#newestPointMs = record.wallMs;
   }
 
   /**
@@ -626,6 +634,25 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
     return { segments: this.#journal.history(), ...this.#journal.retention };
   }
 
+  /**
+   * Compare one disk with its source, in the same epoch: order goes on, and there are points again when it is done.
+   * Durable when it resolves: also asked for after a restart.
+   * @throws UND_NOT_FOUND
+   */
+  async mirrorDisk(diskId: string, reason: string): Promise<void> {
+    const disk = this.#disks.find((candidate) => candidate.diskId === diskId);
+    const known = this.#durable.disks.find(({ index }) => index === disk?.index);
+    if (!disk || !known) throw undError('UND_NOT_FOUND', { kind: 'disk', id: diskId });
+    const lastRun = Math.max(known.lastRun, this.#lastRun.get(disk.index) ?? 0);
+    const ask = (record: StreamRecord) => askDifferenceOf(record, disk.index, reason, lastRun);
+    this.#durable = ask(this.#durable);
+    this.#written = ask(this.#written);
+    this.#applied = ask(this.#applied);
+    await this.#persist();
+    this.#askMirrors();
+    this.#changed();
+  }
+
   /** Let the agent connect and be configured anew, at once: what it could not do may go now. */
   reconnectAgent(reason: string): void {
     this.#disconnect(undError('UND_LINK_CLOSED', { reason }));
@@ -781,6 +808,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
         break;
       case 'status':
         connection.status = message;
+        this.#backlog = { bytes: message.backlogBytes, atMs: Date.now() };
         this.#clock.sample(message.bootMs, performance.now());
         break;
       case 'hashRequest':
@@ -1061,6 +1089,8 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
     for (const frame of frames) {
       const mark = this.#foldDurable(frame);
       if (mark && mark.type !== 'tick') ask = true;
+      // The agent dropped what it was asked for when it lost order, also for disks that missed nothing.
+      if (mark?.type === 'orderResumed') this.#connection?.asked.clear();
     }
     this.#connection?.channel.send({
       type: 'ack',
@@ -1156,7 +1186,6 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
       record.seq === 0
         ? null
         : this.#clock.ageMs(Number(BigInt(record.bootTimeNs)) / 1e6, performance.now());
-    const status = this.#connection?.status ?? null;
     return {
       phase: this.#phase(lagMs),
       mode: this.#mode(),
@@ -1169,7 +1198,8 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
       })),
       rateBytesPerSec: this.#rate.perSecond(),
       etaSeconds: this.#eta(),
-      lagBytes: status?.backlogBytes ?? 0,
+      lagBytes: this.#backlog?.bytes ?? null,
+      lagBytesAtMs: this.#backlog?.atMs ?? null,
       lagMs,
       durableSeq: this.#journal.durableSeq,
       appliedSeq: this.#applier.appliedSeq,

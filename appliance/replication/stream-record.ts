@@ -307,6 +307,28 @@ export function growDisk(record: StreamRecord, index: number, sizeBytes: number)
   };
 }
 
+/**
+ * The record with a difference mirror of one disk asked for. Runs up to `lastRun` were asked for before: their marks
+ * may still be on their way and do not answer this.
+ */
+export const askDifferenceOf = (
+  record: StreamRecord,
+  index: number,
+  reason: string,
+  lastRun: number,
+): StreamRecord => ({
+  ...record,
+  disks: record.disks.map((disk) =>
+    disk.index === index
+      ? {
+          ...disk,
+          lastRun: Math.max(disk.lastRun, lastRun),
+          mirror: needDifference(reason, disk.sizeBytes),
+        }
+      : disk,
+  ),
+});
+
 /** The record with a difference mirror of all disks asked for. */
 export const askDifference = (record: StreamRecord, reason: string): StreamRecord => ({
   ...record,

@@ -129,7 +129,7 @@ job = await until('the job to be protected', 1_800_000, async () => {
   const done = now.disks.reduce((sum, disk) => sum + (disk.mirror?.doneBytes ?? 0), 0);
   const total = now.disks.reduce((sum, disk) => sum + (disk.mirror?.totalBytes ?? 0), 0);
   say(
-    `job ${now.name}: ${now.state.name}, mirror ${mib(done)} of ${mib(total)}, ${mib(now.figures.rateBytesPerSec)}/s, lag ${mib(now.figures.lagBytes)}`,
+    `job ${now.name}: ${now.state.name}, mirror ${mib(done)} of ${mib(total)}, ${mib(now.figures.rateBytesPerSec)}/s, lag ${mib(now.figures.lagBytes ?? 0)}`,
     true,
   );
   if (now.state.name === 'error') throw new GiveUp(JSON.stringify(now.state.error));

@@ -286,6 +286,7 @@ export async function startPageMock(options: PageMockOptions): Promise<PageMock>
     rateBytesPerSec: 0,
     etaSeconds: null,
     lagBytes: 0,
+    lagBytesAt: iso(),
     lagMs: null,
     durableSeq: 0,
     appliedSeq: 0,

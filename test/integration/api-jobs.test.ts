@@ -249,7 +249,10 @@ t.test('a pause holds intake over a restart of the appliance, and resuming goes 
   t.equal((await job()).askedPoints.newest.length, 2, 'the points outlive a restart');
   const { durableSeq } = (await job()).figures;
   await web1.kernel.write(0, 3 * MIB, Buffer.alloc(MIB, 'd'));
-  await until('the write to be seen as lag', async () => (await job()).figures.lagBytes >= MIB);
+  await until(
+    'the write to be seen as lag',
+    async () => ((await job()).figures.lagBytes ?? 0) >= MIB,
+  );
   t.equal((await job()).figures.durableSeq, durableSeq, 'nothing is taken');
   t.notOk(await same(), 'nothing is applied');
   await lab.call('POST', `/api/jobs/${jobId}/resume`);
@@ -357,6 +360,15 @@ t.test('a disk that is gone from the source stops its job with the reason', asyn
 });
 
 t.test('a mirror on command compares and ends protected', async (t) => {
+  const reason = async () => (await job()).disks.map(({ mirror }) => mirror?.reason);
+  const before = await reason();
+  t.notMatch(before[1], /person/);
+  await web1.kernel.write(0, MIB, Buffer.alloc(MIB, 'e'));
+  const [, disk] = (await job()).disks;
+  await lab.call('POST', `/api/jobs/${jobId}/mirror`, { diskId: disk!.diskId });
+  await waitFor('protected');
+  t.match(await reason(), [before[0], 'a person asked for it'], 'the other disk is left alone');
+  await untilSame();
   await lab.call('POST', `/api/jobs/${jobId}/mirror`, {});
   await until('the difference mirror', async () =>
     (await job()).disks.every(({ mirror }) => mirror?.kind === 'difference'),

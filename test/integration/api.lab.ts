@@ -2,7 +2,6 @@
  * The whole appliance in one process, with stand-ins for what lies outside: a target host that keeps its disks as
  * files in a folder, and a source server that is the real agent service with a scripted capture.
  */
-import { randomUUID } from 'node:crypto';
 import { constants, mkdirSync, mkdtempSync } from 'node:fs';
 import { copyFile, link, open, readdir, rename, rm, stat, truncate } from 'node:fs/promises';
 import { request } from 'node:https';
@@ -435,12 +434,7 @@ export class TestSource {
 
   /** The kernel forgets its capture, and the boot has another id. */
   reboot(): void {
-    this.kernel.captureId = '';
-    this.kernel.ring = [];
-    this.kernel.producerPos = 4096;
-    this.kernel.consumerPos = 4096;
-    for (const blocks of [...this.kernel.dirty, ...this.kernel.taken]) blocks.clear();
-    (this.kernel as { bootId: string }).bootId = randomUUID();
+    this.kernel.reboot();
     this.machine = { ...this.machine, bootId: this.kernel.bootId };
   }
 

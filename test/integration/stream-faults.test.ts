@@ -1,4 +1,5 @@
 /** What the two ends of a stream tell a person when something is wrong, and what they do about it. */
+import { open } from 'node:fs/promises';
 import t from 'tap';
 import type { Capture } from '../../agent/capture/capture.ts';
 import { undError } from '../../protocol/errors.ts';
@@ -75,4 +76,142 @@ t.test('a disk that is gone from the source stops the job, also told late', asyn
   lab.proxy.cut();
   await until('the connection to be seen lost', () => !isGone());
   await until('the error again on the next connection', isGone);
+});
+
+// Red when the appliance does not ask again for what the agent dropped with its order.
+t.test(
+  'order is lost during the first mirror: a disk that missed nothing is mirrored too',
+  async (t) => {
+    const lab = await new StreamLab(t, [16 * MIB, 4 * MIB]).start();
+    lab.proxy.bytesPerSec = 8 * MIB;
+    lab.startAgent();
+    await until(
+      'the mirror to run',
+      () => (lab.stream.state().disks[0]?.mirror.doneBytes ?? 0) > MIB,
+    );
+    lab.kernel.track('requested');
+    await lab.kernel.write(0, MIB, Buffer.alloc(MIB, 'x'));
+    await until('the loss', () => lab.stream.state().mode.mode === 'tracking');
+    lab.proxy.bytesPerSec = null;
+    await lab.settled();
+    t.same(await lab.differences(), []);
+  },
+);
+
+t.test('one disk is compared at a wish, which a restart does not forget', async (t) => {
+  const lab = await new StreamLab(t, [4 * MIB, 4 * MIB]).start();
+  lab.startAgent();
+  await until('the first mirror', () => lab.stream.state().phase.name === 'protected');
+  await lab.settled();
+  const { epoch } = lab.stream;
+  const mirror = (disk: number) => lab.stream.state().disks[disk]!.mirror;
+
+  // Somebody wrote to the replica behind the stream's back, on both disks.
+  const hurt = async () => {
+    for (const disk of [0, 1]) {
+      const file = await open(lab.replicaPath(disk), 'r+');
+      await file.write(Buffer.alloc(4096, 'e'), 0, 4096, MIB);
+      await file.close();
+    }
+  };
+  await hurt();
+  await t.rejects(lab.stream.mirrorDisk('none', 'x'), { code: 'UND_NOT_FOUND' });
+  lab.startWorkload();
+  await lab.stream.mirrorDisk('disk-1', 'a person asked for it');
+  t.notOk(lab.stream.state().consistent, 'no point until it is done');
+  await until('the comparison', () => mirror(1).state === 'done');
+  await lab.stopWorkload();
+  await lab.settled();
+  t.match(mirror(1), { kind: 'difference', reason: 'a person asked for it' });
+  t.match(mirror(0), { kind: 'full' }, 'the other disk was left alone');
+  t.same((await lab.differences()).length, 1, 'and still differs');
+  t.equal(lab.stream.epoch, epoch, 'no new epoch');
+
+  await lab.agent!.kill();
+  await lab.stream.mirrorDisk('disk-0', 'a second wish');
+  await lab.restartAppliance();
+  t.match(mirror(0), { state: 'needed', reason: 'a second wish' });
+  lab.startAgent();
+  await lab.settled();
+  t.same(await lab.differences(), []);
+  t.equal(lab.stream.epoch, epoch);
+});
+
+// Red when the figure is 0 where it is not known.
+t.test('lag in data: as told, with its time, and unknown after a restart', async (t) => {
+  const lab = await new StreamLab(t, [4 * MIB]).start();
+  t.match(lab.stream.state(), { lagBytes: null, lagBytesAtMs: null });
+  lab.startAgent();
+  await lab.settled();
+  await lab.stream.stopIntake('a test');
+  await lab.kernel.write(0, MIB, Buffer.alloc(MIB, 'l'));
+  await until('the lag', () => (lab.stream.state().lagBytes ?? 0) >= MIB);
+  await lab.agent!.kill();
+  const { lagBytes, lagBytesAtMs, newestPointMs } = lab.stream.state();
+  t.ok((lagBytes ?? 0) >= MIB, 'what was last said stays');
+  t.ok(lagBytesAtMs !== null && lagBytesAtMs <= Date.now());
+  await lab.restartAppliance();
+  t.match(lab.stream.state(), { lagBytes: null, lagMs: null, newestPointMs });
+  t.ok(newestPointMs, 'the point that the replica holds is still known');
+  lab.kernel.track('requested');
+  await lab.kernel.write(0, 2 * MIB, Buffer.alloc(2 * MIB, 'm'));
+  await lab.stream.stopIntake('a test');
+  lab.startAgent();
+  await until('dirty blocks to count', () => (lab.stream.state().lagBytes ?? 0) >= 3 * MIB);
+  lab.stream.startIntake();
+  await lab.settled();
+  t.same(await lab.differences(), []);
+});
+
+// Red when a gap is passed over, or ends the job.
+t.test('a gap ends the connection, and the stream goes on from what is durable', async (t) => {
+  const lab = await new StreamLab(t, [4 * MIB]).start();
+  lab.startAgent();
+  await lab.settled();
+  const before = lab.stream.state().durableSeq;
+  const { epoch } = lab.stream;
+  const restore = lab.server.dropFrames(1);
+  await lab.kernel.write(0, MIB, Buffer.alloc(64 * 1024, 'g'));
+  await until('the gap', () => lab.server.errors.some(({ code }) => code === 'UND_FRAME_GAP'));
+  restore();
+  await until('the stream to go on', () => lab.stream.state().durableSeq > before);
+  await lab.settled();
+  t.same(await lab.differences(), []);
+  t.equal(lab.stream.epoch, epoch, 'the same frames were sent again');
+});
+
+// Red when the new boot is taken for the old one: what was written between would be missing.
+t.test('a source that dies and starts again during the first mirror', async (t) => {
+  const lab = await new StreamLab(t, [16 * MIB, 8 * MIB]).start();
+  lab.proxy.bytesPerSec = 6 * MIB;
+  lab.startAgent();
+  lab.startWorkload();
+  await until(
+    'the mirror to run',
+    () => (lab.stream.state().disks[0]?.mirror.doneBytes ?? 0) > 2 * MIB,
+  );
+  await lab.agent!.kill();
+  await lab.stopWorkload();
+  await until('the loss to be seen', () => lab.stream.state().phase.name === 'waiting-for-agent');
+  t.match(
+    lab.stream.state(),
+    { consistent: false, newestPointMs: null },
+    'nothing to fail over to',
+  );
+  lab.kernel.reboot();
+  // Written during the boot, before the capture is there.
+  await lab.kernel.write(0, 512, Buffer.alloc(MIB, 'b'));
+  await lab.kernel.write(1, 512, Buffer.alloc(MIB, 'c'));
+  lab.startAgent();
+  await until('a new epoch', () => lab.stream.epoch === 2);
+  lab.startWorkload();
+  await until('the mirror to run', () => lab.stream.state().phase.name === 'mirroring');
+  t.match(lab.stream.state().phase, { reason: 'the source server was restarted' });
+  t.notOk(lab.stream.state().consistent);
+  lab.proxy.bytesPerSec = null;
+  await until('the mirrors', () => lab.stream.state().consistent, 60_000);
+  await lab.stopWorkload();
+  await lab.settled();
+  t.same(await lab.differences(), []);
+  for (const { mirror } of lab.stream.state().disks) t.equal(mirror.kind, 'difference');
 });

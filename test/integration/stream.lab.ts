@@ -45,7 +45,7 @@ const bootNs = () => process.hrtime.bigint();
  * milliseconds later, and a full ring turns the mode to tracking. It outlives its consumers, as the pinned one does.
  */
 export class ScriptedKernel {
-  readonly bootId: string = randomBytes(8).toString('hex');
+  bootId: string = randomBytes(8).toString('hex');
   captureId = '';
   ringBytes: number;
   producerPos = 4096;
@@ -154,6 +154,17 @@ export class ScriptedKernel {
     if (pos <= this.consumerPos) return;
     this.consumerPos = pos;
     while (this.ring.length > 0 && this.ring[0]!.endPos <= pos) this.ring.shift();
+  }
+
+  /** The source server starts again: nothing of the capture is left, the disks are as they were. */
+  reboot(): void {
+    this.bootId = randomBytes(8).toString('hex');
+    this.captureId = '';
+    this.mode = { mode: 'ordered' };
+    this.ring = [];
+    this.consumerPos = 4096;
+    this.producerPos = 4096;
+    for (const blocks of [...this.dirty, ...this.taken]) blocks.clear();
   }
 
   emit(event: CaptureEvent): void {
@@ -455,6 +466,15 @@ export class PlainServer {
   stream: ReplicationStream | undefined;
   readonly errors: UndError[] = [];
   port = 0;
+  #drop = 0;
+
+  /** The next frames are lost on their way, without a word. Returns what ends it. */
+  dropFrames(count: number): () => void {
+    this.#drop = count;
+    return () => {
+      this.#drop = 0;
+    };
+  }
 
   constructor() {
     this.#server = createServer((socket) => {
@@ -467,7 +487,10 @@ export class PlainServer {
         connection?.closed();
       });
       link.start({
-        frame: async (frame) => connection?.frame(frame),
+        frame: async (frame) => {
+          if (this.#drop > 0) this.#drop--;
+          else await connection?.frame(frame);
+        },
         control: async (message) => {
           if (message.type === 'hello') {
             if (!this.stream) return link.close();

@@ -8,6 +8,7 @@ import { TokenBucket } from '../../agent/send/token-bucket.ts';
 import { ClockMap } from '../../appliance/replication/clock-map.ts';
 import {
   askDifference,
+  askDifferenceOf,
   foldFrame,
   growDisk,
   isWhole,
@@ -275,6 +276,18 @@ t.test('only saturated seconds tell what the link takes', async (t) => {
   meter.sample(4000);
   t.equal(meter.bytesPerSec(4000), 800);
   t.equal(meter.bytesPerSec(4000 + 11 * 60_000), null, 'too long ago');
+});
+
+// Red when a run that was asked for before answers the wish.
+t.test('one disk that a person wants compared', async (t) => {
+  const folded = new Folded([100, 200]).begin(1).run(0, 1, 100);
+  // Run 1 of disk 1 was asked for; its marks are still on their way.
+  folded.record = askDifferenceOf(folded.record, 1, 'a wish', 1);
+  folded.run(1, 1, 200, 'difference');
+  t.match(folded.record.disks[1]!.mirror, { name: 'needed', reason: 'a wish' });
+  folded.run(1, 2, 200, 'difference');
+  t.ok(isWhole(folded.record));
+  t.match(folded.record.disks[0]!.mirror, { kind: 'full' }, 'the other one is left alone');
 });
 
 t.test('a disk that grows', async (t) => {

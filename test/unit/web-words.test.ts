@@ -9,6 +9,7 @@ import {
 } from '../../appliance/web/src/format.ts';
 import {
   describeJob,
+  describeLag,
   heapOf,
   mirrorIncomplete,
   mirrorTotal,
@@ -105,4 +106,30 @@ t.test('the mirror of several disks adds up, and says when a replica is not whol
   t.equal(mirrorTotal({ disks: [{ ...disk(1, 1), mirror: null }] }), null);
   t.ok(mirrorIncomplete({ disks, state: { name: 'waiting-for-agent', reason: 'x' } }));
   t.notOk(mirrorIncomplete({ disks: [disk(10, 10)], state: { name: 'protected' } }));
+});
+
+// Red when an unknown lag is shown as none.
+t.test('lag: what is not known is not said to be little', async (t) => {
+  const now = Date.parse('2026-01-01T12:00:00Z');
+  const at = (secondsAgo: number) => new Date(now - secondsAgo * 1000).toISOString();
+  const lag = (lagMs: number | null, lagBytes: number | null, told: number, point: number | null) =>
+    describeLag(
+      {
+        lagMs,
+        lagBytes,
+        lagBytesAt: lagBytes === null ? null : at(told),
+        newestPointAt: point === null ? null : at(point),
+      },
+      now,
+    );
+  t.match(lag(3000, 1024, 1, 3), {
+    time: { value: '3.0 s', note: /would be lost/ },
+    data: { value: '1 KiB', note: /not yet safe/ },
+  });
+  t.match(lag(600_000, 0, 600, 600).data, { value: 'at least 0 B', note: /told 10 min ago/ });
+  t.match(lag(null, null, 0, 600), {
+    time: { value: 'unknown', note: /newest point is of 10 min ago/ },
+    data: { value: 'unknown', note: /since the appliance started/ },
+  });
+  t.equal(lag(null, null, 0, null).time.note, 'no point yet');
 });

@@ -25,7 +25,7 @@ export interface Sample {
   atMs: number;
   rateBytesPerSec: number;
   lagMs: number | null;
-  lagBytes: number;
+  lagBytes: number | null;
 }
 
 export interface LiveState {

@@ -3,11 +3,11 @@ import { useNavigate } from 'react-router';
 import type { Job, Source } from '../../../api/schema.ts';
 import { api } from '../api/client.ts';
 import { learn, useLive } from '../api/live.ts';
-import { formatBytes, formatDuration } from '../format.ts';
+import { formatDuration } from '../format.ts';
 import { ConfirmDialog } from '../parts/confirm.tsx';
 import { useNow } from '../parts/hooks.ts';
 import { Fact, When } from '../parts/parts.tsx';
-import { mirrorIncomplete } from './words.ts';
+import { describeLag, mirrorIncomplete } from './words.ts';
 
 /** Asks for an unplanned failover: what will be lost, what must be true, and the replica's name. */
 export function FailoverDialog(props: { job: Job; source: Source | undefined; close: () => void }) {
@@ -16,6 +16,7 @@ export function FailoverDialog(props: { job: Job; source: Source | undefined; cl
   const now = useNow();
   const { link } = useLive();
   const { figures, settings } = job;
+  const lag = describeLag(figures, now);
   const sourceLives = source?.state.name === 'online';
   const incomplete = mirrorIncomplete(job);
   const ageMs = figures.newestPointAt ? now - Date.parse(figures.newestPointAt) : null;
@@ -41,17 +42,20 @@ export function FailoverDialog(props: { job: Job; source: Source | undefined; cl
           the newest point that arrived. Replication of this job stops. You can undo it until you
           commit.
         </p>
-        <div id="failover-loss" data-lag-ms={figures.lagMs ?? ''} data-lag-bytes={figures.lagBytes}>
+        <div
+          id="failover-loss"
+          data-lag-ms={figures.lagMs ?? ''}
+          data-lag-bytes={figures.lagBytes ?? ''}
+        >
           <h3 className="pf-v6-c-title pf-m-md und-sub">What will be lost</h3>
           <DescriptionList isHorizontal isCompact>
             <Fact term="Time" id="failover-loss-time">
               {figures.lagMs === null
-                ? 'not known: nothing has arrived from the source yet'
+                ? `not known: ${lag.time.note}`
                 : `everything written in the last ${formatDuration(figures.lagMs)}`}
             </Fact>
             <Fact term="Data not arrived" id="failover-loss-bytes">
-              {formatBytes(figures.lagBytes)}
-              {!sourceLives && ' as last told by the source'}
+              {lag.data.value} ({lag.data.note})
             </Fact>
             <Fact term="Newest point" id="failover-point">
               <When at={figures.newestPointAt} absent="none yet" />

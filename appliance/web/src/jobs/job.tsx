@@ -51,7 +51,7 @@ import {
   TransferForm,
   transferFields,
 } from './settings-fields.tsx';
-import { describeJob, describeStream, mirrorTotal } from './words.ts';
+import { describeJob, describeLag, describeStream, mirrorTotal } from './words.ts';
 
 function Figure(props: {
   id: string;
@@ -74,21 +74,22 @@ function Figure(props: {
 function Figures(props: { job: Job }) {
   const { figures } = props.job;
   const mirroring = props.job.state.name === 'mirroring';
+  const lag = describeLag(figures, useNow());
   return (
     <div className="und-figures">
       <Figure
         id="job-lag"
         label="Lag"
-        value={figures.lagMs === null ? 'unknown' : formatDuration(figures.lagMs)}
-        note={figures.lagMs === null ? 'no point yet' : 'would be lost by a failover now'}
+        value={lag.time.value}
+        note={lag.time.note}
         data={{ 'data-ms': figures.lagMs ?? '' }}
       />
       <Figure
         id="job-lag-bytes"
         label="Lag in data"
-        value={formatBytes(figures.lagBytes)}
-        note="captured and not yet safe here"
-        data={{ 'data-bytes': figures.lagBytes }}
+        value={lag.data.value}
+        note={lag.data.note}
+        data={{ 'data-bytes': figures.lagBytes ?? '' }}
       />
       <Figure
         id="job-rate"

@@ -10,12 +10,21 @@ import { Table, Tbody, Td, Th, Thead, Tr } from '@patternfly/react-table';
 import { Link, useSearchParams } from 'react-router';
 import type { Job } from '../../../api/schema.ts';
 import { useLive } from '../api/live.ts';
-import { formatBytes, formatDuration, formatRate, percentOf } from '../format.ts';
+import { formatRate, percentOf } from '../format.ts';
+import { useNow } from '../parts/hooks.ts';
 import { Ago, Loading, Nothing, PageHead, StateLabel } from '../parts/parts.tsx';
 import { AddSourceButton } from '../sources/sources.tsx';
-import { describeJob, describeStream, type Heap, heapOf, mirrorTotal } from './words.ts';
+import {
+  describeJob,
+  describeLag,
+  describeStream,
+  type Heap,
+  heapOf,
+  mirrorTotal,
+} from './words.ts';
 
 export function JobTable(props: { jobs: Job[] }) {
+  const now = useNow();
   return (
     <Table aria-label="Protection jobs" id="job-table">
       <Thead>
@@ -35,6 +44,7 @@ export function JobTable(props: { jobs: Job[] }) {
           const stream = describeStream(job.stream);
           const mirror = job.state.name === 'mirroring' ? mirrorTotal(job) : null;
           const { figures } = job;
+          const lag = describeLag(figures, now);
           return (
             <Tr
               key={job.jobId}
@@ -68,8 +78,8 @@ export function JobTable(props: { jobs: Job[] }) {
                 </StateLabel>
               </Td>
               <Td dataLabel="Lag" modifier="nowrap">
-                {figures.lagMs === null ? 'unknown' : formatDuration(figures.lagMs)}
-                <div className="und-quiet">{formatBytes(figures.lagBytes)}</div>
+                {lag.time.value}
+                <div className="und-quiet">{lag.data.value}</div>
               </Td>
               <Td dataLabel="Rate" modifier="nowrap">
                 {formatRate(figures.rateBytesPerSec)}

@@ -1,4 +1,5 @@
 import type { Failover, Job, TakenPoint } from '../../../api/schema.ts';
+import { formatBytes, formatDuration, formatRelative } from '../format.ts';
 import type { Tone } from '../parts/tone.ts';
 
 export interface JobWords {
@@ -81,6 +82,39 @@ export function describeStream(stream: Job['stream']): {
   promise: string;
 } {
   return MODES[stream.mode];
+}
+
+/** What the agent said longer ago than this is not said of now. */
+const FRESH_MS = 15_000;
+
+/** What a failover now would lose, in time and in data, and what is known of the figures; never more than is known. */
+export function describeLag(
+  figures: Pick<Job['figures'], 'lagMs' | 'lagBytes' | 'lagBytesAt' | 'newestPointAt'>,
+  nowMs: number,
+): { time: { value: string; note: string }; data: { value: string; note: string } } {
+  const { lagMs, lagBytes, lagBytesAt, newestPointAt } = figures;
+  const ago = (at: string) => formatRelative(Date.parse(at), nowMs);
+  const time =
+    lagMs !== null
+      ? { value: formatDuration(lagMs), note: 'would be lost by a failover now' }
+      : {
+          value: 'unknown',
+          note: newestPointAt
+            ? `the newest point is of ${ago(newestPointAt)}, by the source's clock`
+            : 'no point yet',
+        };
+  if (lagBytes === null || !lagBytesAt) {
+    return {
+      time,
+      data: { value: 'unknown', note: 'the source has not told since the appliance started' },
+    };
+  }
+  const value = formatBytes(lagBytes);
+  const data =
+    nowMs - Date.parse(lagBytesAt) < FRESH_MS
+      ? { value, note: 'changed and not yet safe here' }
+      : { value: `at least ${value}`, note: `told ${ago(lagBytesAt)}; what came since is unknown` };
+  return { time, data };
 }
 
 export interface MirrorTotal {
