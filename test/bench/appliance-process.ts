@@ -103,7 +103,7 @@ process.on('message', async ({ id, ask }: { id: number } & ApplianceAsk) => {
       sampler = setInterval(() => {
         const { lagMs, lagBytes, mode } = stream.state();
         if (lagMs !== null) lagsMs.push(lagMs);
-        maxLagBytes = Math.max(maxLagBytes, lagBytes);
+        maxLagBytes = Math.max(maxLagBytes, lagBytes ?? 0);
         samples++;
         if (mode.mode === 'ordered') ordered++;
       }, 20);
