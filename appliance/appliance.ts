@@ -65,7 +65,10 @@ export interface Outside {
     sourceWithUuid: (smbiosUuid: string, address: string) => string | null,
   ) => SourceInstaller;
   preparer: GuestPreparer;
-  failover?: Pick<FailoverEngineOptions, 'prover' | 'locate' | 'flushDevice' | 'retryDelayMs'>;
+  failover?: Pick<
+    FailoverEngineOptions,
+    'prover' | 'locate' | 'flushDevice' | 'retryDelayMs' | 'watchMs'
+  >;
   passwordCost?: PasswordCost;
   poolPollMs?: number;
   agentSilenceMs?: number;

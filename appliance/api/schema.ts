@@ -644,6 +644,25 @@ export const Failover = Type.Object({
   ),
   addresses: Type.Array(Type.String()),
   hasScreenshot: Type.Boolean(),
+  replicaVm: Nullable(
+    Type.Object(
+      {
+        state: Type.Union([
+          Type.Literal('running'),
+          Type.Literal('paused'),
+          Type.Literal('stopping'),
+          Type.Literal('off'),
+          Type.Literal('crashed'),
+          Type.Literal('absent'),
+          Type.Literal('unknown'),
+        ]),
+        reason: Nullable(Type.String()),
+        since: Iso,
+      },
+      { description: 'the replica VM as the host has it now; looked at while `completed`' },
+    ),
+  ),
+  notes: Type.Array(Type.String({ description: 'what could not be tidied up and does no harm' })),
 });
 export type Failover = Static<typeof Failover>;
 

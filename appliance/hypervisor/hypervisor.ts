@@ -137,6 +137,15 @@ export interface Hypervisor {
   /** `{ state: 'absent' }` rather than an error when there is no such VM. */
   vmState(vm: string): Promise<VmState>;
 
+  /** Whether any VM of the host, also somebody else's, has this name: no other VM can be defined with it. */
+  isNameTaken(vm: string): Promise<boolean>;
+
+  /**
+   * Whether the host starts the VM when it starts itself. Not for the appliance itself (`UND_HV_REFUSED`).
+   * `UND_HV_VM_NOT_FOUND`.
+   */
+  setAutostart(vm: string, on: boolean): Promise<void>;
+
   /** The appliance's own VM and those that it defined. */
   listVms(): Promise<VmRef[]>;
 

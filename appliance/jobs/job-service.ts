@@ -123,7 +123,10 @@ export class JobService {
 
   async #plan(request: ProtectRequest): Promise<ReturnType<typeof planProtection>> {
     this.#o.host.forget();
-    const host = await this.#o.host.view();
+    const [host, replicaNameTaken] = await Promise.all([
+      this.#o.host.view(),
+      this.#o.host.hypervisor.isNameTaken(request.replicaName),
+    ]);
     const otherJobs = await Promise.all(
       [...this.#actors.values()].map(async (actor) => ({
         jobId: actor.row.jobId,
@@ -136,6 +139,7 @@ export class JobService {
     return planProtection(request, {
       source: this.#o.sources.find(request.sourceId),
       host,
+      replicaNameTaken,
       otherJobs,
     });
   }

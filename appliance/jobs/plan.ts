@@ -25,6 +25,8 @@ import { reserveBytes } from './watermark.ts';
 export interface PlanFacts {
   source: Source | null;
   host: HostView;
+  /** Some VM of the host has the replica's name, also one that the appliance does not see otherwise. */
+  replicaNameTaken: boolean;
   /** The other jobs: what they call their replicas and what their thin disks may still grow by. */
   otherJobs: {
     jobId: string;
@@ -173,6 +175,7 @@ export function planProtection(
     problem(undError('UND_NETWORK_INACTIVE', { network: network.name }), 'network');
   }
   if (
+    facts.replicaNameTaken ||
     host.vms.some((vm) => vm.name === request.replicaName) ||
     facts.otherJobs.some((job) => job.replicaName === request.replicaName)
   ) {

@@ -19,6 +19,7 @@ import {
 } from './planner.ts';
 import { type BootProver, createBootProver } from './prove-boot.ts';
 import { type FailoverRecord, newRecord, toApi } from './record.ts';
+import { ReplicaWatch } from './replica-watch.ts';
 import { commit, STEPS, type StepContext } from './steps.ts';
 import type { FailoverStore, GuestPreparer, JobHandle } from './types.ts';
 
@@ -38,6 +39,8 @@ export interface FailoverEngineOptions {
   now?: () => string;
   /** How long to wait before a failed call is tried again; null gives up. */
   retryDelayMs?: typeof retryDelayMs;
+  /** How often to look whether the replica VM of a completed failover runs. Default 10 s. */
+  watchMs?: number;
 }
 
 export class FailoverEngine {
@@ -48,6 +51,7 @@ export class FailoverEngine {
   /** Jobs for which a failover is being started but has no record yet. */
   readonly #starting = new Set<string>();
   readonly #stop = new AbortController();
+  readonly #watch: ReplicaWatch;
 
   constructor(options: FailoverEngineOptions) {
     this.#options = options;
@@ -57,6 +61,16 @@ export class FailoverEngine {
         hypervisor: options.hypervisor,
         evidenceFolder: options.evidenceFolder,
       });
+    this.#watch = new ReplicaWatch({
+      hypervisor: options.hypervisor,
+      watched: () =>
+        [...this.#records.values()]
+          .filter(({ phase }) => phase.name === 'completed')
+          .map(({ failoverId, vm }) => ({ failoverId, vmUuid: vm.uuid })),
+      changed: (failoverId) => options.onChange?.(this.get(failoverId)),
+      now: () => this.#now(),
+      intervalMs: options.watchMs,
+    });
   }
 
   /** Loads the records. Call it before the job service attaches or opens any disk (`ownsDisks`). */
@@ -68,6 +82,7 @@ export class FailoverEngine {
 
   /** Takes up every failover that was under way. Call it once, after `load`, when the job service is ready. */
   resumeAll(): void {
+    this.#watch.start();
     for (const record of this.#records.values()) {
       if (isActive(record.phase)) this.#drive(record.failoverId);
     }
@@ -86,12 +101,12 @@ export class FailoverEngine {
   list(): Failover[] {
     return [...this.#records.values()]
       .sort((a, b) => b.startedAt.localeCompare(a.startedAt))
-      .map(toApi);
+      .map((record) => this.#view(record));
   }
 
   /** Throws `UND_FAILOVER_NOT_FOUND`. */
   get(failoverId: string): Failover {
-    return toApi(this.#record(failoverId));
+    return this.#view(this.#record(failoverId));
   }
 
   /** The newest failover of a job that is active or completed, for the job's state. */
@@ -99,7 +114,7 @@ export class FailoverEngine {
     const mine = [...this.#records.values()]
       .filter((record) => record.jobId === jobId && ownsDisks(record.phase))
       .sort((a, b) => b.startedAt.localeCompare(a.startedAt));
-    return mine[0] ? toApi(mine[0]) : null;
+    return mine[0] ? this.#view(mine[0]) : null;
   }
 
   /** PNG. Throws `UND_FAILOVER_NOT_FOUND`, `UND_FAILOVER_NO_SCREENSHOT`. */
@@ -133,14 +148,13 @@ export class FailoverEngine {
       }
       const { hypervisor } = this.#options;
       const { applianceVm } = await hypervisor.describeHost();
-      const taken = await hypervisor.vmState(description.replicaName);
-      if (taken.state !== 'absent') {
+      if (await hypervisor.isNameTaken(description.replicaName)) {
         throw undError('UND_HV_NAME_IN_USE', { name: description.replicaName });
       }
       const record = newRecord(description, applianceVm, this.#now());
       await this.#save(record);
       this.#drive(record.failoverId);
-      return toApi(record);
+      return this.#view(record);
     } finally {
       this.#starting.delete(jobId);
     }
@@ -170,6 +184,7 @@ export class FailoverEngine {
   /** Stops where it is; `resumeAll` of the next start goes on from there. */
   async close(): Promise<void> {
     this.#stop.abort();
+    this.#watch.close();
     await Promise.all(this.#running.values());
   }
 
@@ -195,7 +210,11 @@ export class FailoverEngine {
     this.#records.set(failoverId, next);
     await this.#save(next);
     this.#drive(failoverId);
-    return toApi(next);
+    return this.#view(next);
+  }
+
+  #view(record: FailoverRecord): Failover {
+    return toApi(record, this.#watch.of(record.failoverId));
   }
 
   #record(failoverId: string): FailoverRecord {
@@ -211,7 +230,7 @@ export class FailoverEngine {
   async #save(record: FailoverRecord): Promise<void> {
     await this.#options.store.save(record);
     this.#records.set(record.failoverId, record);
-    this.#options.onChange?.(toApi(record));
+    this.#options.onChange?.(this.#view(record));
   }
 
   #event(failoverId: string, event: FailoverEvent): Promise<void> {
@@ -225,7 +244,7 @@ export class FailoverEngine {
         // Only the store can fail here. Nothing more is done: an effect that is not on record must not happen.
         const record = this.#record(failoverId);
         const { message } = asUndError(error);
-        this.#options.onChange?.(toApi({ ...record, notes: [...record.notes, message] }));
+        this.#options.onChange?.(this.#view({ ...record, notes: [...record.notes, message] }));
       })
       .finally(() => this.#running.delete(failoverId));
     this.#running.set(failoverId, run);
@@ -329,7 +348,7 @@ export class FailoverEngine {
       this.#now(),
     );
     this.#records.set(failoverId, next);
-    this.#options.onChange?.(toApi(next));
+    this.#options.onChange?.(this.#view(next));
   }
 
   async #context(failoverId: string, step: FailoverStepName | null): Promise<StepContext> {

@@ -3,6 +3,7 @@ import { createHash, randomUUID } from 'node:crypto';
 import type { SerialisedError } from '../../protocol/errors.ts';
 import type { Failover, FailoverState, FailoverStep, FailoverStepName } from '../api/schema.ts';
 import type { DiskRef, Firmware } from '../hypervisor/hypervisor.ts';
+import type { ReplicaSight } from './replica-watch.ts';
 import type { JobDescription, Unfixable } from './types.ts';
 
 /** In the order in which they run; compensated in the reverse order. */
@@ -211,7 +212,7 @@ function apiState(phase: Phase): FailoverState {
   }
 }
 
-export function toApi(record: FailoverRecord): Failover {
+export function toApi(record: FailoverRecord, replicaVm: ReplicaSight | null = null): Failover {
   return {
     failoverId: record.failoverId,
     jobId: record.jobId,
@@ -228,5 +229,7 @@ export function toApi(record: FailoverRecord): Failover {
     ],
     addresses: [...record.addresses],
     hasScreenshot: record.screenshot !== null,
+    replicaVm: replicaVm && { ...replicaVm },
+    notes: [...record.notes],
   };
 }

@@ -510,7 +510,7 @@ export const STEPS: Record<FailoverStepName, Step> = {
 
 /**
  * Makes a completed failover final: the appliance gives up its own layer and merges the replica VM's overlay into the
- * frozen disk, then the job lets go. A chain that cannot be merged now keeps the replica running all the same.
+ * frozen disk, the host is told to start it with itself, then the job lets go. A chain that cannot be merged now keeps the replica running all the same.
  */
 export async function commit(context: StepContext): Promise<void> {
   const { hypervisor, save } = context;
@@ -541,6 +541,15 @@ export async function commit(context: StepContext): Promise<void> {
         }));
       }
     }
+  }
+  try {
+    const vm = await ownVm(context);
+    if (vm) await hypervisor.setAutostart(vm.name, true);
+  } catch (error) {
+    const coded = asUndError(error);
+    if (coded.code === 'UND_HV_UNREACHABLE') throw coded;
+    const note = `it does not start with its host: ${coded.message}`;
+    await save(({ notes }) => ({ notes: [...notes.filter((one) => one !== note), note] }));
   }
   await context.job.release(context.record.failoverId);
 }

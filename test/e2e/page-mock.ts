@@ -994,6 +994,8 @@ export async function startPageMock(options: PageMockOptions): Promise<PageMock>
         guestChanges: [],
         addresses: [],
         hasScreenshot: false,
+        replicaVm: null,
+        notes: [],
       };
       tell({ type: 'failover', failover });
       setJob(job.jobId, {

@@ -115,6 +115,10 @@ t.test('a plan lists the actions, and what is wrong with the field concerned', a
     'UND_NETWORK_INACTIVE network',
     'UND_NOT_FOUND diskIds.0',
   ]);
+  lab.host.foreign.add('web1-replica');
+  const taken = await lab.inject('POST', '/api/jobs', request());
+  t.match(taken.json(), { code: 'UND_HV_NAME_IN_USE', field: 'replicaName' }, "somebody else's VM");
+  lab.host.foreign.clear();
   const refused = await lab.inject('POST', '/api/jobs', request({ pool: 'lvm' }));
   t.equal(refused.statusCode, 409);
   t.match(refused.json(), { code: 'UND_HV_POOL_UNUSABLE', field: 'pool' });

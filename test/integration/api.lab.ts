@@ -313,6 +313,21 @@ export class FolderHypervisor implements Hypervisor, DiskLocator {
     return this.vms.has(vm) ? this.#vm(vm).state : { state: 'absent' };
   }
 
+  /** VMs of somebody else. */
+  foreign = new Set<string>();
+  autostart = new Set<string>();
+
+  async isNameTaken(vm: string): Promise<boolean> {
+    return vm === VM || this.vms.has(vm) || this.foreign.has(vm);
+  }
+
+  async setAutostart(vm: string, on: boolean): Promise<void> {
+    this.#call('setAutostart');
+    if (!this.vms.has(vm)) throw undError('UND_HV_VM_NOT_FOUND', { vm });
+    if (on) this.autostart.add(vm);
+    else this.autostart.delete(vm);
+  }
+
   async listVms(): Promise<VmRef[]> {
     const own: VmRef = { name: VM, uuid: VM, role: 'appliance', state: { state: 'running' } };
     return [own, ...[...this.vms.keys()].map((name) => this.#vm(name))];

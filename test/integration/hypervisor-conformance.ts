@@ -24,6 +24,10 @@ export interface Fixture {
   smallPool: string;
   network: string;
   isolatedNetwork: string;
+  /** A VM of somebody else, powered off. */
+  foreignVm: string;
+  /** Whether the host starts that VM when it starts itself. */
+  autostarts(vm: string): Promise<boolean>;
   /** `qemu-img info --output=json` on the host, whoever uses the image. */
   imageInfo(disk: DiskRef): Promise<{ 'format-specific': { data: { compat: string } } }>;
 }
@@ -338,6 +342,14 @@ export function hypervisorConformance(fixture: () => Fixture, limitMs = 240_000)
       code('DISK_IN_USE'),
       'nor does the appliance get it back meanwhile',
     );
+    t.equal(await hypervisor.isNameTaken('conf-replica'), true);
+    t.equal(await fixture().autostarts('conf-replica'), false, 'not unless it is asked for');
+    await hypervisor.setAutostart('conf-replica', true);
+    await hypervisor.setAutostart('conf-replica', true);
+    t.equal(await fixture().autostarts('conf-replica'), true);
+    await hypervisor.setAutostart('conf-replica', false);
+    t.equal(await fixture().autostarts('conf-replica'), false);
+    await hypervisor.setAutostart('conf-replica', true);
     t.equal(await hypervisor.consoleTail('conf-replica'), '');
     await t.rejects(hypervisor.screenshot('conf-replica'), code('VM_NOT_RUNNING'));
     await hypervisor.startVm('conf-replica');
@@ -376,8 +388,25 @@ export function hypervisorConformance(fixture: () => Fixture, limitMs = 240_000)
     await hypervisor.undefineVm('conf-replica');
     await hypervisor.undefineVm('conf-replica');
     t.same(await hypervisor.vmState('conf-replica'), { state: 'absent' });
+    t.equal(await hypervisor.isNameTaken('conf-replica'), false);
+    await t.rejects(hypervisor.setAutostart('conf-replica', true), code('VM_NOT_FOUND'));
     t.ok(await hypervisor.diskInfo(disk('conf-a')), 'its disk stays');
     t.ok(network);
+  });
+
+  test("somebody else's VM is not seen, and its name is not free", async (t) => {
+    const { hypervisor, applianceVm, foreignVm } = fixture();
+    t.notOk((await hypervisor.listVms()).some(({ name }) => name === foreignVm));
+    t.equal(await hypervisor.isNameTaken(foreignVm), true);
+    t.equal(await hypervisor.isNameTaken(applianceVm), true);
+    t.equal(await hypervisor.isNameTaken('conf-nobody'), false);
+    await t.rejects(hypervisor.setAutostart(foreignVm, true), code('REFUSED'));
+    await t.rejects(hypervisor.setAutostart(applianceVm, false), code('REFUSED'));
+    const spec = { vcpus: 1, memoryBytes: 64 * MiB, firmware: 'bios' as const };
+    await t.rejects(
+      hypervisor.defineVm({ ...spec, name: foreignVm, disks: [], nics: [] }),
+      code('NAME_IN_USE'),
+    );
   });
 
   test('a replica VM on an overlay, merged while it runs', async (t) => {

@@ -51,6 +51,11 @@ const guest = await startAppliance({
   consoleDir: join(one.dir, 'console'),
   prefix: '192.168.150',
 });
+await one.exec(
+  ['virsh', 'define', '/dev/stdin'],
+  `<domain type='qemu'><name>somebody-elses</name><memory unit='MiB'>32</memory>
+  <os><type arch='x86_64' machine='q35'>hvm</type></os></domain>`,
+);
 fixture = {
   hypervisor: new LibvirtHypervisor(
     localTransport({
@@ -73,6 +78,8 @@ fixture = {
   smallPool: 'small',
   network: 'default',
   isolatedNetwork: 'isolated',
+  foreignVm: 'somebody-elses',
+  autostarts: async (vm) => /^Autostart: +enable/m.test(await one.exec(['virsh', 'dominfo', vm])),
   imageInfo: async (disk) =>
     JSON.parse(await one.exec(['qemu-img', 'info', '-U', '--output=json', disk.path])),
 };

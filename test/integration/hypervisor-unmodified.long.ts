@@ -149,6 +149,11 @@ t.test('the VM is confined by AppArmor and not root', { timeout: 300_000 }, asyn
   );
 });
 
+await onHost(
+  ['virsh', 'define', '/dev/stdin'],
+  `<domain type='qemu'><name>somebody-elses</name><memory unit='MiB'>32</memory>
+  <os><type arch='x86_64' machine='q35'>hvm</type></os></domain>`,
+);
 fixture = {
   hypervisor: new LibvirtHypervisor(
     sshTransport({
@@ -170,6 +175,8 @@ fixture = {
   smallPool: 'small',
   network: 'default',
   isolatedNetwork: 'isolated',
+  foreignVm: 'somebody-elses',
+  autostarts: async (vm) => /^Autostart: +enable/m.test(await onHost(['virsh', 'dominfo', vm])),
   imageInfo: async (disk) =>
     JSON.parse(await onHost(['qemu-img', 'info', '-U', '--output=json', disk.path])),
 };

@@ -118,6 +118,10 @@ const refused = { ok: false, code: /^UND_HV_(REFUSED|BAD_NAME)$/ };
 t.test('what the driver sends is accepted', { timeout: 120_000 }, async (t) => {
   t.match(made, { ok: true });
   t.match(await define(goodXml()), { ok: true, result: { name: 'replica' } });
+  t.match(await ask({ verb: 'vm-autostart', vm: 'replica', on: true }), { ok: true });
+  for (const on of [undefined, 1, 'yes', '--help']) {
+    t.match(await ask({ verb: 'vm-autostart', vm: 'replica', on }), refused, `on: ${on}`);
+  }
   t.match(await ask({ verb: 'vm-undefine', vm: 'replica' }), { ok: true });
   const one = await attach(diskXml(image('understudy-ok.qcow2')));
   t.match(one, { ok: true });
@@ -191,13 +195,14 @@ t.test('a VM of somebody else: by name, id and UUID', { timeout: 120_000 }, asyn
       'vm-shutdown',
       'vm-destroy',
       'vm-undefine',
+      'vm-autostart',
       'screenshot',
       'console-tail',
       'addresses',
       'agent-ping',
     ]) {
       t.match(
-        await ask({ verb, vm }),
+        await ask({ verb, vm, on: true }),
         { ok: false, code: /REFUSED|VM_NOT_FOUND/ },
         `${verb} ${vm}`,
       );
@@ -205,6 +210,10 @@ t.test('a VM of somebody else: by name, id and UUID', { timeout: 120_000 }, asyn
   }
   t.match(await ask({ verb: 'disk-detach', vm: 'foreign', serial: 'x' }), { ok: false });
   t.match(await ask({ verb: 'vm-destroy', vm: APPLIANCE }), { ok: false, code: /REFUSED/ });
+  t.match(await ask({ verb: 'vm-autostart', vm: APPLIANCE, on: false }), {
+    ok: false,
+    code: /REFUSED/,
+  });
   const names = (await ask({ verb: 'vm-list' })).result as { name: string }[];
   t.same(
     names.map((vm) => vm.name),

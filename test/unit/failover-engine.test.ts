@@ -12,7 +12,7 @@ import type {
   Hypervisor,
   VmSpec,
 } from '../../appliance/hypervisor/hypervisor.ts';
-import { FailoverEngine } from '../../appliance/recovery/engine.ts';
+import { FailoverEngine, type FailoverEngineOptions } from '../../appliance/recovery/engine.ts';
 import type { FailoverRecord } from '../../appliance/recovery/record.ts';
 import type {
   FailoverStore,
@@ -42,6 +42,7 @@ interface Image {
 }
 
 class World {
+  readonly autostart = new Set<string>();
   images = new Map<string, Image>();
   attached = new Map<string, string>();
   vms = new Map<string, { uuid: string; running: boolean; spec: VmSpec }>();
@@ -299,6 +300,12 @@ function modelHypervisor(world: World): Hypervisor {
         if (world.vms.get(name)?.running) throw undError('UND_HV_VM_RUNNING', { vm: name });
         world.vms.delete(name);
       }),
+    isNameTaken: async (name) => world.vms.has(name),
+    setAutostart: (name, on) =>
+      world.place('setAutostart', () => {
+        if (on) world.autostart.add(name);
+        else world.autostart.delete(name);
+      }),
     vmState: async (name) => {
       const vm = world.vms.get(name);
       if (!vm) return { state: 'absent' };
@@ -378,7 +385,7 @@ function modelJob(world: World): JobHandle {
   };
 }
 
-function modelEngine(world: World): FailoverEngine {
+function modelEngine(world: World, options: Partial<FailoverEngineOptions> = {}): FailoverEngine {
   const hypervisor = modelHypervisor(world);
   const store: FailoverStore = {
     loadAll: () => [...world.records.values()].map((text) => JSON.parse(text) as FailoverRecord),
@@ -434,6 +441,7 @@ function modelEngine(world: World): FailoverEngine {
       if (attempt > 20) throw new Error(`no end: ${code}`);
       return direction === 'back' || code === 'UND_HV_UNREACHABLE' ? 0 : null;
     },
+    ...options,
   });
 }
 
@@ -494,6 +502,7 @@ function judge(world: World, failover: Failover): string[] {
     case 'committed':
       check(vm?.running === true, 'the replica does not run');
       check(world.job.released, 'the job did not let go');
+      check(world.autostart.has(REPLICA), 'the replica does not start with its host');
       break;
     case 'failed':
     case 'undone':
@@ -763,4 +772,45 @@ t.test('a VM of the same name that is not ours is never touched', async (t) => {
   t.match(failover.state, { name: 'failed', error: { code: 'UND_HV_NAME_IN_USE' } });
   t.match(world.vms.get(REPLICA), { uuid: 'foreign', running: true });
   t.ok(world.job.intake && world.open, 'replication goes on');
+});
+
+t.test(
+  'a host that cannot start the replica with itself: committed all the same, with a note',
+  async (t) => {
+    const at = (await countPlaces('commit')).indexOf('before setAutostart');
+    t.ok(at > 0);
+    const failover = await play(new World(), [{ at, kind: 'refuse' }], 'commit');
+    t.equal(failover.state.name, 'committed');
+    t.match(failover.notes, [/does not start with its host/]);
+  },
+);
+
+// Red when the state is what the proof of boot said.
+t.test('after the proof the replica VM is looked at until commit', async (t) => {
+  const world = new World();
+  const seen: (string | undefined)[] = [];
+  const engine = modelEngine(world, {
+    watchMs: 1,
+    onChange: ({ replicaVm }) => seen.push(replicaVm?.state),
+  });
+  await engine.load();
+  engine.resumeAll();
+  const { failoverId } = await engine.settled((await engine.start(JOB, REPLICA)).failoverId);
+  const state = () => engine.get(failoverId).replicaVm?.state;
+  const until = async (what: string, wanted: string | undefined) => {
+    for (let tries = 0; state() !== wanted; tries++) {
+      if (tries > 3000) throw new Error(`waited for ${what}, it is ${state()}`);
+      await new Promise((resolve) => setTimeout(resolve, 5));
+    }
+  };
+  await until('the running VM', 'running');
+  world.vms.get(REPLICA)!.running = false;
+  await until('its end', 'off');
+  t.ok(seen.includes('off'), 'people are told');
+  world.vms.get(REPLICA)!.running = true;
+  await until('its return', 'running');
+  await engine.undo(failoverId, REPLICA);
+  await engine.settled(failoverId);
+  t.equal(state(), undefined, 'not watched any more');
+  await engine.close();
 });

@@ -103,6 +103,8 @@ t.test('the plan: what stands against it, each at its field', async (t) => {
       { source: source({ name: 'passive', reason: 'a replica' }) },
       'UND_AGENT_PASSIVE sourceId',
     ],
+    // Red when only the VMs that the appliance sees count.
+    ["somebody's VM", {}, { replicaNameTaken: true }, 'UND_HV_NAME_IN_USE replicaName'],
     [
       'has a job',
       {},
@@ -139,6 +141,7 @@ t.test('the plan: what stands against it, each at its field', async (t) => {
     const { plan, errors } = planProtection(request(patch), {
       source: online,
       host: host(),
+      replicaNameTaken: false,
       otherJobs: [],
       ...facts,
     });
@@ -155,7 +158,13 @@ t.test('the plan: what stands against it, each at its field', async (t) => {
 
 t.test('the plan: warnings and actions', async (t) => {
   const plan = (patch: Partial<ProtectRequest>, facts: Partial<PlanFacts> = {}) =>
-    planProtection(request(patch), { source: online, host: host(), otherJobs: [], ...facts }).plan;
+    planProtection(request(patch), {
+      source: online,
+      host: host(),
+      replicaNameTaken: false,
+      otherJobs: [],
+      ...facts,
+    }).plan;
   const good = plan({});
   t.same(good.warnings, []);
   t.equal(good.actions.length, 6);

@@ -1,6 +1,6 @@
 /** How the page words quantities and states. */
 import t from 'tap';
-import type { Job } from '../../appliance/api/schema.ts';
+import type { Failover, Job } from '../../appliance/api/schema.ts';
 import {
   formatBytes,
   formatDuration,
@@ -8,6 +8,7 @@ import {
   percentOf,
 } from '../../appliance/web/src/format.ts';
 import {
+  describeFailover,
   describeJob,
   describeLag,
   heapOf,
@@ -106,6 +107,20 @@ t.test('the mirror of several disks adds up, and says when a replica is not whol
   t.equal(mirrorTotal({ disks: [{ ...disk(1, 1), mirror: null }] }), null);
   t.ok(mirrorIncomplete({ disks, state: { name: 'waiting-for-agent', reason: 'x' } }));
   t.notOk(mirrorIncomplete({ disks: [disk(10, 10)], state: { name: 'protected' } }));
+});
+
+t.test('a replica VM that does not run is not called running', async (t) => {
+  const words = (vm: Failover['replicaVm']) =>
+    describeFailover({ state: { name: 'completed', proof: 'x' }, replicaVm: vm });
+  const since = '2026-01-01T00:00:00Z';
+  t.match(words(null), { label: 'Replica runs', tone: 'good' });
+  t.match(words({ state: 'running', reason: null, since }), { tone: 'good' });
+  t.match(words({ state: 'off', reason: 'destroyed', since }), {
+    label: 'Replica is off',
+    tone: 'bad',
+    reason: /is off now \(destroyed\)/,
+  });
+  t.match(words({ state: 'unknown', reason: 'no answer', since }), { tone: 'attention' });
 });
 
 // Red when an unknown lag is shown as none.

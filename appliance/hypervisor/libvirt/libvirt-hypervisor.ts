@@ -284,6 +284,20 @@ export class LibvirtHypervisor implements Hypervisor {
     return readState(this.#transport, vm);
   }
 
+  async isNameTaken(vm: string): Promise<boolean> {
+    try {
+      return (await readState(this.#transport, vm)).state !== 'absent';
+    } catch (error) {
+      // The wrapper says that it is somebody else's, and nothing more.
+      if (isCode(error, 'UND_HV_REFUSED')) return true;
+      throw error;
+    }
+  }
+
+  async setAutostart(vm: string, on: boolean): Promise<void> {
+    await this.#transport.call('vm-autostart', { vm: checkName('The VM', vm), on });
+  }
+
   async listVms(): Promise<VmRef[]> {
     return asList(await this.#transport.call('vm-list')).map((fields) => ({
       name: text(fields, 'name'),

@@ -23,6 +23,7 @@ export type Verb =
   | 'vm-shutdown'
   | 'vm-destroy'
   | 'vm-undefine'
+  | 'vm-autostart'
   | 'disk-create'
   | 'disk-overlay'
   | 'disk-info'

@@ -208,12 +208,21 @@ export function FailoverPage() {
         ) : (
           words.reason && (
             <Alert
-              variant={words.tone === 'good' ? 'success' : 'info'}
+              variant={words.tone === 'good' ? 'success' : words.tone === 'bad' ? 'danger' : 'info'}
               isInline
               title={words.reason}
               id="failover-reason"
             />
           )
+        )}
+        {failover.notes.length > 0 && (
+          <Alert variant="warning" isInline title="Left over" id="failover-notes">
+            <List>
+              {failover.notes.map((note) => (
+                <ListItem key={note}>{note}</ListItem>
+              ))}
+            </List>
+          </Alert>
         )}
         <Grid hasGutter>
           <GridItem lg={6}>
@@ -237,6 +246,14 @@ export function FailoverPage() {
                     <Fact term="Replica VM" id="failover-replica">
                       {failover.replicaName}
                     </Fact>
+                    {failover.replicaVm && (
+                      <Fact term="The VM now" id="failover-vm">
+                        <span data-state={failover.replicaVm.state}>
+                          {failover.replicaVm.state}
+                        </span>
+                        , since <When at={failover.replicaVm.since} />
+                      </Fact>
+                    )}
                     <Fact term="Recovered to" id="failover-recovered-to">
                       <When at={point.sourceTime} absent="not chosen yet" />
                     </Fact>

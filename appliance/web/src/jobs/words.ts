@@ -36,7 +36,7 @@ export function describeJob(job: Pick<Job, 'state' | 'stream'>): JobWords {
       return {
         label: 'Failed over',
         tone: 'neutral',
-        reason: 'The replica runs; nothing is replicated.',
+        reason: 'The replica has taken over; nothing is replicated.',
       };
     case 'error':
       return { label: 'Error', tone: 'bad', reason: state.error.message };
@@ -143,13 +143,38 @@ export function mirrorIncomplete(job: Pick<Job, 'disks' | 'state'>): boolean {
   return job.disks.some((disk) => disk.mirror && disk.mirror.doneBytes < disk.mirror.totalBytes);
 }
 
+const VM_WORDS = {
+  running: 'runs',
+  paused: 'is paused',
+  stopping: 'is stopping',
+  off: 'is off',
+  crashed: 'has crashed',
+  absent: 'is gone',
+  unknown: 'cannot be seen',
+} as const;
+
+/** The replica VM as the host has it after it was proven to boot. */
+function describeReplicaVm(vm: NonNullable<Failover['replicaVm']>): JobWords {
+  const label = `Replica ${VM_WORDS[vm.state]}`;
+  const why = vm.reason ? ` (${vm.reason})` : '';
+  if (vm.state === 'unknown') {
+    return { label, tone: 'attention', reason: `The target host does not say how it is${why}.` };
+  }
+  return {
+    label,
+    tone: 'bad',
+    reason: `It had booted, but the replica VM ${VM_WORDS[vm.state]} now${why}. Look at it on the target host; the failover can still be undone.`,
+  };
+}
+
 /** A failover's state as a person reads it. */
-export function describeFailover(failover: Pick<Failover, 'state'>): JobWords {
-  const { state } = failover;
+export function describeFailover(failover: Pick<Failover, 'state' | 'replicaVm'>): JobWords {
+  const { state, replicaVm } = failover;
   switch (state.name) {
     case 'running':
       return { label: 'Under way', tone: 'busy' };
     case 'completed':
+      if (replicaVm && replicaVm.state !== 'running') return describeReplicaVm(replicaVm);
       return {
         label: 'Replica runs',
         tone: 'good',
