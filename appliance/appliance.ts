@@ -72,6 +72,8 @@ export interface Outside {
   passwordCost?: PasswordCost;
   poolPollMs?: number;
   agentSilenceMs?: number;
+  /** How often to look whether the appliance's own certificate needs to be renewed. Default one hour. */
+  certificateCheckMs?: number;
   now?: () => number;
 }
 
@@ -328,7 +330,7 @@ export async function startAppliance(
     renewServerCertificate().catch((error) =>
       log.error({ err: error }, "the appliance's own certificate was not renewed"),
     );
-  }, CERTIFICATE_CHECK_MS);
+  }, outside.certificateCheckMs ?? CERTIFICATE_CHECK_MS);
   certificateTimer.unref();
   audit.add({
     who: 'appliance',

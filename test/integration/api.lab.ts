@@ -11,7 +11,7 @@ import { AgentState } from '../../agent/config.ts';
 import { AgentService } from '../../agent/service/run.ts';
 import { SourceStream } from '../../agent/source-stream.ts';
 import type { Inventory } from '../../appliance/api/schema.ts';
-import { type Appliance, startAppliance } from '../../appliance/appliance.ts';
+import { type Appliance, type Outside, startAppliance } from '../../appliance/appliance.ts';
 import type { ApplianceConfig } from '../../appliance/config.ts';
 import type { SourceInstaller } from '../../appliance/control/agent-session.ts';
 import type {
@@ -556,8 +556,21 @@ export class Lab {
       listen: '127.0.0.1',
       httpsPort: this.appliance?.httpsPort ?? 0,
       agentPort: this.appliance?.agentPort ?? 0,
-      addresses: [],
+      addresses: this.addresses,
     };
+  }
+
+  /** What else the appliance is told to be reached by. */
+  addresses: string[] = [];
+  outside: Partial<Outside> = {};
+
+  /** Starts it anew whenever it asks for that, as systemd does. `between` runs while it is down. */
+  async serveRestart(between: () => Promise<void> = async () => {}): Promise<void> {
+    const before = this.restartsAsked;
+    await until('the appliance to ask for its restart', () => this.restartsAsked > before, 120_000);
+    await this.appliance.close();
+    await between();
+    await this.start();
   }
 
   async start(): Promise<this> {
@@ -588,6 +601,7 @@ export class Lab {
         },
         passwordCost: CHEAP,
         poolPollMs: 100,
+        ...this.outside,
       }),
       {
         logger: process.env.LAB_LOG ? { level: 'info', base: null } : false,

@@ -14,7 +14,7 @@ import {
 } from '../../appliance/hypervisor/libvirt/domain-xml-build.ts';
 import { APPLIANCE, type Lab, ROOT, startLab } from './hypervisor-lab.ts';
 
-t.setTimeout(600_000);
+t.setTimeout(1_800_000);
 
 const MiB = 1024 * 1024;
 const POOL = 'default';
@@ -115,7 +115,7 @@ const attach = (xml: string) => ask({ verb: 'disk-attach', vm: APPLIANCE, xml })
 const define = (xml: string) => ask({ verb: 'vm-define', xml });
 const refused = { ok: false, code: /^UND_HV_(REFUSED|BAD_NAME)$/ };
 
-t.test('what the driver sends is accepted', { timeout: 120_000 }, async (t) => {
+t.test('what the driver sends is accepted', { timeout: 600_000 }, async (t) => {
   t.match(made, { ok: true });
   t.match(await define(goodXml()), { ok: true, result: { name: 'replica' } });
   t.match(await ask({ verb: 'vm-autostart', vm: 'replica', on: true }), { ok: true });
@@ -130,7 +130,7 @@ t.test('what the driver sends is accepted', { timeout: 120_000 }, async (t) => {
 
 t.test(
   'no shell: text, metacharacters, verbs that are not listed',
-  { timeout: 120_000 },
+  { timeout: 600_000 },
   async (t) => {
     const flag = join(dir, 'pwned');
     for (const text of [
@@ -184,7 +184,7 @@ t.test(
   },
 );
 
-t.test('a VM of somebody else: by name, id and UUID', { timeout: 120_000 }, async (t) => {
+t.test('a VM of somebody else: by name, id and UUID', { timeout: 600_000 }, async (t) => {
   const uuid = (await exec(['virsh', 'domuuid', 'foreign'])).trim();
   const id = (await exec(['virsh', 'domid', 'foreign'])).trim();
   for (const vm of ['foreign', uuid, id]) {
@@ -228,7 +228,7 @@ t.test('a VM of somebody else: by name, id and UUID', { timeout: 120_000 }, asyn
   t.equal((await exec(['virsh', 'domstate', 'foreign'])).trim(), 'running');
 });
 
-t.test('files of somebody else: names, paths, links, chains', { timeout: 120_000 }, async (t) => {
+t.test('files of somebody else: names, paths, links, chains', { timeout: 600_000 }, async (t) => {
   const secret = join(dir, 'secret.qcow2');
   await qcow2(secret);
   await symlink(secret, image('understudy-link.qcow2'));
@@ -314,7 +314,7 @@ t.test('files of somebody else: names, paths, links, chains', { timeout: 120_000
   t.ok(passwd.length > 0);
 });
 
-t.test('domain XML: what gives the host away is refused', { timeout: 240_000 }, async (t) => {
+t.test('domain XML: what gives the host away is refused', { timeout: 900_000 }, async (t) => {
   const good = goodXml('evil');
   const inDevices = (xml: string) => good.replace('</devices>', `${xml}</devices>`);
   const inDomain = (xml: string) => good.replace('<devices>', `${xml}<devices>`);
@@ -445,7 +445,7 @@ t.test('domain XML: what gives the host away is refused', { timeout: 240_000 }, 
 
 t.test(
   'a VM carries its appliance, and another appliance may not have it',
-  { timeout: 120_000 },
+  { timeout: 600_000 },
   async (t) => {
     t.match(await define(goodXml('mine')), { ok: true });
     const xml = await exec(['virsh', 'dumpxml', 'mine']);
