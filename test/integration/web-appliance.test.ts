@@ -2,6 +2,7 @@
  * The page against the appliance's own API (with stand-ins only for the target host, SSH and the capture): whatever
  * the two of them understand differently of the contract shows here, long before the lab.
  */
+import { statSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
 import type { ApplianceConfig } from '../../appliance/config.ts';
@@ -143,4 +144,92 @@ t.test('the whole path, from the page through the real API', async (t) => {
     [],
     'no error in the page',
   );
+});
+
+// Red when the page and the API understand one of these acts differently, or the login is not asked for again.
+t.test('certificates, backup and restore, from the page', async (t) => {
+  await buildPage();
+  const lab = new PageLab();
+  t.teardown(() => lab.close());
+  await lab.start();
+  const server = lab.addSource('files-2');
+  await server.addDisk('vda', 4 * MIB);
+  const opened = await openPage({
+    url: `https://127.0.0.1:${lab.appliance.httpsPort}/`,
+    picturesDir: 'build/web-appliance',
+  });
+  t.teardown(() => opened.close());
+  const { page } = opened;
+  await login(page, { username: 'admin', password: PASSWORD });
+  const source = await addSource(page, { address: 'files-2', username: 'root', password: 'any' });
+
+  await go(page, '/settings');
+  await page.locator('#backup-passphrase').fill('a good passphrase');
+  const download = page.waitForEvent('download');
+  await press(page, '#backup-submit');
+  const file = join(lab.dir, (await download).suggestedFilename());
+  await (await download).saveAs(file);
+  await see(page, '#backup-done');
+  t.match(file, /understudy-config-.*\.backup$/);
+  t.ok(statSync(file).size > 1000);
+
+  const rows = () =>
+    page
+      .locator('#certificate-table tbody tr')
+      .evaluateAll((all) =>
+        all.map((row) => row.textContent?.match(/Valid|Revoked|Superseded/)?.[0]),
+      );
+  await go(page, `/sources/${source.sourceId}`);
+  await press(page, '#certificate-renew');
+  await press(page, '#confirm-submit');
+  await go(page, '/certificates');
+  await waitFor(page, 'the new certificate', LIMIT_MS, async () => (await rows()).length === 2);
+
+  await go(page, `/sources/${source.sourceId}`);
+  await press(page, '#certificate-revoke');
+  await page.locator('#confirm-input').fill('files-2');
+  await press(page, '#confirm-submit');
+  await waitFor(page, 'the agent to be cut off', LIMIT_MS, async () =>
+    /Revoked/.test((await page.locator('#certificate-state').allInnerTexts())[0] ?? ''),
+  );
+  await waitFor(page, 'the source to be refused', LIMIT_MS, async () =>
+    ['offline', 'refused'].includes(
+      (await page.locator('#source-state').getAttribute('data-state')) ?? '',
+    ),
+  );
+  await go(page, '/certificates');
+  await waitFor(page, 'no certificate to be valid', LIMIT_MS, async () => {
+    const now = await rows();
+    return now.length === 2 && now.every((state) => state === 'Revoked');
+  });
+
+  await go(page, '/settings');
+  await page.locator('#restore-file input[type=file]').setInputFiles(file);
+  await page.locator('#restore-passphrase').fill('another passphrase');
+  await press(page, '#restore-submit');
+  await page.locator('#confirm-input').fill('restore');
+  await press(page, '#confirm-submit');
+  await waitFor(page, 'the refusal of a wrong passphrase', LIMIT_MS, async () =>
+    (
+      await page
+        .locator('[data-testid=error-alert]')
+        .evaluateAll((all) => all.map((one) => one.getAttribute('data-code')))
+    ).includes('UND_BACKUP_DAMAGED'),
+  );
+  t.equal(lab.restartsAsked, 0);
+  await page.keyboard.press('Escape');
+  await page.locator('#restore-passphrase').fill('a good passphrase');
+  await press(page, '#restore-submit');
+  await page.locator('#confirm-input').fill('restore');
+  const restarted = lab.serveRestart();
+  await press(page, '#confirm-submit');
+  await see(page, '#restore-done');
+  await restarted;
+  await go(page, '/');
+  await login(page, { username: 'admin', password: PASSWORD });
+  await go(page, '/certificates');
+  await waitFor(page, 'the certificate of before', LIMIT_MS, async () => {
+    const now = await rows();
+    return now.length === 1 && now[0] === 'Valid';
+  });
 });
