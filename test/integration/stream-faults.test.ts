@@ -205,8 +205,11 @@ t.test('a source that dies and starts again during the first mirror', async (t) 
   lab.startAgent();
   await until('a new epoch', () => lab.stream.epoch === 2);
   lab.startWorkload();
-  await until('the mirror to run', () => lab.stream.state().phase.name === 'mirroring');
-  t.match(lab.stream.state().phase, { reason: 'the source server was restarted' });
+  // The epoch's first frame says so.
+  await until('the reason to be told', () => {
+    const { phase } = lab.stream.state();
+    return phase.name === 'mirroring' && phase.reason === 'the source server was restarted';
+  });
   t.notOk(lab.stream.state().consistent);
   lab.proxy.bytesPerSec = null;
   await until('the mirrors', () => lab.stream.state().consistent, 60_000);

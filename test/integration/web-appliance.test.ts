@@ -204,20 +204,20 @@ t.test('certificates, backup and restore, from the page', async (t) => {
   });
 
   await go(page, '/settings');
-  await page.locator('#restore-file input[type=file]').setInputFiles(file);
+  await page.locator('input[type=file]').setInputFiles(file);
   await page.locator('#restore-passphrase').fill('another passphrase');
   await press(page, '#restore-submit');
   await page.locator('#confirm-input').fill('restore');
   await press(page, '#confirm-submit');
-  await waitFor(page, 'the refusal of a wrong passphrase', LIMIT_MS, async () =>
-    (
-      await page
-        .locator('[data-testid=error-alert]')
-        .evaluateAll((all) => all.map((one) => one.getAttribute('data-code')))
-    ).includes('UND_BACKUP_DAMAGED'),
+  await waitFor(
+    page,
+    'the refusal of a wrong passphrase',
+    LIMIT_MS,
+    async () =>
+      (await page.locator('#confirm-error').getAttribute('data-code')) === 'UND_BACKUP_DAMAGED',
   );
   t.equal(lab.restartsAsked, 0);
-  await page.keyboard.press('Escape');
+  await press(page, '#confirm-cancel');
   await page.locator('#restore-passphrase').fill('a good passphrase');
   await press(page, '#restore-submit');
   await page.locator('#confirm-input').fill('restore');
@@ -228,8 +228,16 @@ t.test('certificates, backup and restore, from the page', async (t) => {
   await go(page, '/');
   await login(page, { username: 'admin', password: PASSWORD });
   await go(page, '/certificates');
-  await waitFor(page, 'the certificate of before', LIMIT_MS, async () => {
+  // The agent has kept the certificate that counted then; whether it has renewed that since is its own affair.
+  await waitFor(page, 'the certificates of before', LIMIT_MS, async () => {
     const now = await rows();
-    return now.length === 1 && now[0] === 'Valid';
+    return now.length > 0 && now.every((state) => state === 'Valid');
   });
+  await go(page, `/sources/${source.sourceId}`);
+  await waitFor(
+    page,
+    'the agent to be back by itself',
+    LIMIT_MS,
+    async () => (await page.locator('#source-state').getAttribute('data-state')) === 'online',
+  );
 });
