@@ -1089,8 +1089,6 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
     for (const frame of frames) {
       const mark = this.#foldDurable(frame);
       if (mark && mark.type !== 'tick') ask = true;
-      // The agent dropped what it was asked for when it lost order, also for disks that missed nothing.
-      if (mark?.type === 'orderResumed') this.#connection?.asked.clear();
     }
     this.#connection?.channel.send({
       type: 'ack',
@@ -1186,6 +1184,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
       record.seq === 0
         ? null
         : this.#clock.ageMs(Number(BigInt(record.bootTimeNs)) / 1e6, performance.now());
+    const status = this.#connection?.status ?? null;
     return {
       phase: this.#phase(lagMs),
       mode: this.#mode(),
