@@ -647,6 +647,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
     const ask = (record: StreamRecord) => askDifferenceOf(record, disk.index, reason, lastRun);
     this.#durable = ask(this.#durable);
     this.#written = ask(this.#written);
+    this.#reading = ask(this.#reading);
     this.#applied = ask(this.#applied);
     await this.#persist();
     this.#askMirrors();
