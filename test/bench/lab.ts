@@ -294,12 +294,16 @@ for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) {
   process.on(signal, () => process.exit(1));
 }
 
-/** Processor time that a process has used so far, in seconds, and its resident memory without shared pages, in bytes. */
-export function usage(pid: number): { cpuSeconds: number; rssBytes: number } {
+/**
+ * Processor time that a process has used so far, in seconds, and its resident memory in bytes, without what it shares
+ * with the kernel (the mapped ring); `anonBytes` without mapped files too.
+ */
+export function usage(pid: number): { cpuSeconds: number; rssBytes: number; anonBytes: number } {
   const stat = fs.readFileSync(`/proc/${pid}/stat`, 'utf8');
   const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
   const ticks = Number(fields[11]) + Number(fields[12]);
   const status = fs.readFileSync(`/proc/${pid}/status`, 'utf8');
   const kib = (name: string) => Number(new RegExp(`${name}:\\s+(\\d+)`).exec(status)?.[1] ?? 0);
-  return { cpuSeconds: ticks / 100, rssBytes: (kib('RssAnon') + kib('RssFile')) * 1024 };
+  const anonBytes = kib('RssAnon') * 1024;
+  return { cpuSeconds: ticks / 100, rssBytes: anonBytes + kib('RssFile') * 1024, anonBytes };
 }

@@ -1026,6 +1026,24 @@ static u64 own_cpu_ms(void) {
   return (u64)(r.ru_utime.tv_sec + r.ru_stime.tv_sec) * 1000 + (u64)(r.ru_utime.tv_usec + r.ru_stime.tv_usec) / 1000;
 }
 
+/*
+ * Counting the dirty map of a large disk each second would be most of what an idle helper does. The count is kept when
+ * nothing can have changed it: order held for so long that every write of before has landed, no mark at a completion or
+ * by the pump, and no command that changes the maps.
+ */
+#define UNSETTLED_NS (300ull * 1000000000ull)
+static u64 unsettled_ns, counted_late, counted[CAP_MAX_DISKS];
+static u32 counted_overlaps;
+
+static void count_dirty(u64 now) {
+  u64 late = __atomic_load_n(&cfg->late_marks, __ATOMIC_SEQ_CST);
+  u32 overlaps = late_overlap_marks;
+  if (now - unsettled_ns > UNSETTLED_NS && late == counted_late && overlaps == counted_overlaps) return;
+  counted_late = late;
+  counted_overlaps = overlaps;
+  for (u32 i = 0; i < cfg->disk_count; i++) counted[cfg->disk[i].index & (CAP_MAX_DISKS - 1)] = dirty_bytes((int)i);
+}
+
 static void say_status(u64 id) {
   u64 now = boot_ns(), prod = producer_pos(), cons = *consumer;
   const char *mode = mode_json();
@@ -1048,9 +1066,8 @@ static void say_status(u64 id) {
   per_disk(&t, "failedWrites", cfg->disk_failed);
   per_disk(&t, "opaqueCommands", cfg->disk_opaque);
   per_disk(&t, "overlaps", cfg->disk_overlaps);
-  u64 dirty[CAP_MAX_DISKS] = {0};
-  for (u32 i = 0; i < cfg->disk_count; i++) dirty[cfg->disk[i].index & (CAP_MAX_DISKS - 1)] = dirty_bytes((int)i);
-  per_disk(&t, "dirtyBytes", dirty);
+  count_dirty(now);
+  per_disk(&t, "dirtyBytes", counted);
   add(&t, "}");
   say("%s", t.p);
   free(t.p);
@@ -1153,6 +1170,7 @@ static void command(char *line) {
   char *name = s;
   while (*s && *s != ' ') s++;
   if (*s) *s++ = 0;
+  if (strcmp(name, "release") && strcmp(name, "status")) unsettled_ns = boot_ns();
   if (!strcmp(name, "go")) {
     if (!pump_started) {
       pump_started = pumping = 1;
@@ -1191,6 +1209,7 @@ static u32 last_mode, last_overlap;
 static void watch(void) {
   u64 now = boot_ns();
   u32 mode = __atomic_load_n(&cfg->mode, __ATOMIC_SEQ_CST);
+  if (mode != CAP_ORDERED) unsettled_ns = now;
   if (mode != last_mode) {
     last_mode = mode;
     say("{\"event\":\"mode\",\"mode\":%s}", mode_json());
@@ -1314,6 +1333,7 @@ int cmd_run(int argc, char **argv) {
   }
   for (u32 i = 0; i < CAP_MAX_DISKS; i++) last_opaque[i] = cfg->disk_opaque[i];
   last_mode = cfg->mode;
+  unsettled_ns = boot_ns();
   struct text t = {0};
   add(&t, "{\"started\":true,\"adopted\":%s,\"notAdoptedBecause\":\"%s\"", why_not ? "false" : "true", why_not ? json_text(why_not) : "");
   add(&t, ",\"bootId\":\"%s\",\"captureId\":\"%s\"", cfg->boot_id, cfg->capture_id);
