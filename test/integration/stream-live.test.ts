@@ -191,7 +191,7 @@ t.test(
     await until('order', () => live.stream.state().consistent);
     t.equal(live.stream.epoch, 2);
     await live.settled();
-    t.same(live.differences(), none(live));
+    t.same(await live.differences(), none(live));
     t.match(live.stream.state().disks[0]!.mirror, { kind: 'difference' });
   },
 );
