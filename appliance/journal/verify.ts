@@ -72,37 +72,44 @@ export async function verifySegments(
   const missing = new Missing(whole);
   const sources = FAMILIES.map((family) => items([...segments[family]], untilSeq));
   const heads: Array<Item | undefined> = [];
-  for (const source of sources) heads.push((await source.next()).value ?? undefined);
-  let last: { segment: string; offsetBytes: number } = { segment: 'the journal', offsetBytes: 0 };
-  for (;;) {
-    let least = -1;
-    for (const [at, head] of heads.entries()) {
-      if (!head) continue;
-      const best = heads[least];
-      // A fault has no number: it is told before what follows it in its family.
-      if (!best || 'fault' in head || (!('fault' in best) && head.seq < best.seq)) least = at;
-    }
-    const head = heads[least];
-    if (!head) break;
-    if ('fault' in head) fault(head.fault);
-    else {
-      const at = { segment: basename(head.segment.path), offsetBytes: head.offsetBytes };
-      for (const { fromSeq, toSeq } of missing.seen(head.seq)) {
-        fault({ ...at, reason: `${framesText(fromSeq, toSeq)} missing before frame ${head.seq}` });
+  try {
+    for (const source of sources) heads.push((await source.next()).value ?? undefined);
+    let last: { segment: string; offsetBytes: number } = { segment: 'the journal', offsetBytes: 0 };
+    for (;;) {
+      let least = -1;
+      for (const [at, head] of heads.entries()) {
+        if (!head) continue;
+        const best = heads[least];
+        // A fault has no number: it is told before what follows it in its family.
+        if (!best || 'fault' in head || (!('fault' in best) && head.seq < best.seq)) least = at;
       }
-      report.frames++;
-      report.bytes += head.bytes;
-      report.firstSeq ||= head.seq;
-      report.lastSeq = head.seq;
-      last = { segment: at.segment, offsetBytes: at.offsetBytes + head.bytes };
-      onProgress?.(report.bytes);
+      const head = heads[least];
+      if (!head) break;
+      if ('fault' in head) fault(head.fault);
+      else {
+        const at = { segment: basename(head.segment.path), offsetBytes: head.offsetBytes };
+        for (const { fromSeq, toSeq } of missing.seen(head.seq)) {
+          fault({
+            ...at,
+            reason: `${framesText(fromSeq, toSeq)} missing before frame ${head.seq}`,
+          });
+        }
+        report.frames++;
+        report.bytes += head.bytes;
+        report.firstSeq ||= head.seq;
+        report.lastSeq = head.seq;
+        last = { segment: at.segment, offsetBytes: at.offsetBytes + head.bytes };
+        onProgress?.(report.bytes);
+      }
+      heads[least] = (await sources[least]!.next()).value ?? undefined;
     }
-    heads[least] = (await sources[least]!.next()).value ?? undefined;
+    for (const { fromSeq, toSeq } of missing.seen(untilSeq + 1)) {
+      fault({ ...last, reason: `${framesText(fromSeq, toSeq)} missing` });
+    }
+    return report;
+  } finally {
+    for (const source of sources) await source.return(undefined);
   }
-  for (const { fromSeq, toSeq } of missing.seen(untilSeq + 1)) {
-    fault({ ...last, reason: `${framesText(fromSeq, toSeq)} missing` });
-  }
-  return report;
 }
 
 const framesText = (fromSeq: number, toSeq: number): string =>

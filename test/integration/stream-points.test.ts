@@ -129,3 +129,28 @@ t.test('gaps of a real loss, over restarts, and without the index', async (t) =>
   t.same(answers(moments), told);
   t.same((await lab.stream.verifyJournal()).faults, []);
 });
+
+t.test(
+  'a batch that is cut into frames: the part is no point, and what follows it is',
+  async (t) => {
+    const lab = await new StreamLab(t, [16 * MIB]).start();
+    lab.startAgent();
+    await lab.settled();
+    const before = lab.stream.state().durableSeq;
+    await lab.kernel.write(0, MIB, Buffer.alloc(7 * MIB, 7));
+    await lab.settled();
+    await until('a point behind it', () => {
+      const { durableSeq } = lab.stream.state();
+      return durableSeq > before + 1 && lab.stream.points().isPoint(durableSeq);
+    });
+    const cut: number[] = [];
+    const reader = lab.stream.journalReader(before + 1);
+    for (let next = await reader.next(); next; next = await reader.next()) {
+      if (next.header.aheadBytes > 0) cut.push(next.header.seq);
+    }
+    await reader.close();
+    t.equal(cut.length, 1);
+    t.notOk(lab.stream.points().isPoint(cut[0]!));
+    t.match(lab.stream.points().gaps().at(-1), { kind: 'repetition', fromSeq: cut[0] });
+  },
+);
