@@ -285,6 +285,33 @@ t.test('which disks can be protected, and why not', async (t) => {
   t.same(protectability(member, plain), { protectable: true });
 });
 
+// Debian 11 (5.10, util-linux 2.36), a real dm-multipath device over two SCSI paths beside a disk of its own.
+t.test(
+  'both paths of a recorded dm-multipath device are refused, the disk beside it is not',
+  async (t) => {
+    const scsi = (name: string, minor: number, children?: object[]) => ({
+      ...{ name, kname: name, path: `/dev/${name}`, 'maj:min': `8:${minor}`, fstype: null },
+      ...{ label: null, uuid: null, ptuuid: null, pttype: null, ro: false, rm: false },
+      ...{ model: 'QEMU HARDDISK   ', serial: null, size: 67108864, type: 'disk', tran: null },
+      ...{ wwn: null, zoned: 'none', mountpoint: null },
+      ...(children && { children }),
+    });
+    const mpatha = {
+      ...scsi('mpatha', 0),
+      kname: 'dm-0',
+      path: '/dev/mapper/mpatha',
+      type: 'mpath',
+    };
+    const blockdevices = [scsi('sda', 0), scsi('sdb', 16, [mpatha]), scsi('sdc', 32, [mpatha])];
+    const [own, ...paths] = parseLsblk(JSON.stringify({ blockdevices }));
+    t.same(protectability(own!, plain), { protectable: true });
+    t.equal(paths.length, 2);
+    for (const path of paths) {
+      t.match(protectability(path, plain), { protectable: false, reason: /one of several paths/ });
+    }
+  },
+);
+
 // Links as Debian 12 (6.1) shows them for a drive of its own and for a namespace behind two controllers.
 t.test('the head of native NVMe multipath is told from a drive with one path', async (t) => {
   const own = '../devices/pci0000:00/0000:00:05.0/nvme/nvme0/nvme0n1';

@@ -45,7 +45,10 @@ function expect(what: string, holds: boolean, detail?: unknown): void {
   if (!holds) throw new Mismatch(detail === undefined ? what : `${what}: ${inspect(detail)}`);
 }
 
-/** Offset of the first sector in which two files differ, or undefined. Each replay test also sees it find one. */
+/**
+ * Offset of the first sector in which two files differ, or undefined. Each replay test also sees it find one, and the
+ * proof was red when two disks of a guest were taken for each other.
+ */
 export function firstDifference(a: string, b: string): number | undefined {
   const [x, y] = [fs.openSync(a, 'r'), fs.openSync(b, 'r')];
   const [p, q] = [Buffer.alloc(MIB), Buffer.alloc(MIB)];
