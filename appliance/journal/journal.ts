@@ -339,7 +339,7 @@ export class Journal {
     const now = this.#now();
     const old = family === 's' && segment && Math.abs(now - segment.firstMs) >= SEGMENT_MS;
     if (!segment || segment.bytes >= this.#segmentBytes || old) {
-      await this.#open[family]?.close();
+      await this.#closeHandle(family);
       const firstSeq = frames[0]!.header.seq;
       const path = join(this.#dir, segmentName(family, firstSeq));
       this.#open[family] = await open(path, 'w', 0o600);
@@ -367,8 +367,7 @@ export class Journal {
     sizes: Record<Family, number | undefined>,
   ): Promise<void> {
     for (const family of FAMILIES) {
-      await this.#open[family]?.close().catch(() => {});
-      this.#open[family] = undefined;
+      await this.#closeHandle(family).catch(() => {});
       for (const segment of this.#segments[family].splice(counts[family])) {
         await unlink(segment.path).catch(() => {});
       }
@@ -410,8 +409,7 @@ export class Journal {
   async dropUnapplied(): Promise<void> {
     await this.settle();
     for (const family of FAMILIES) {
-      await this.#open[family]?.close();
-      this.#open[family] = undefined;
+      await this.#closeHandle(family);
     }
     await this.#cutAfter(this.#appliedSeq);
     this.#durableSeq = this.#appliedSeq;
@@ -490,12 +488,18 @@ export class Journal {
     return next ? next.firstSeq - 1 : segments[index]!.lastSeq;
   }
 
+  /** Forgotten before it is closed: a write may open the next one meanwhile. */
+  async #closeHandle(family: Family): Promise<void> {
+    const handle = this.#open[family];
+    this.#open[family] = undefined;
+    await handle?.close();
+  }
+
   async #dropFirst(family: Family): Promise<void> {
     const segments = this.#segments[family];
     const segment = segments.shift()!;
     if (segments.length === 0) {
-      await this.#open[family]?.close();
-      this.#open[family] = undefined;
+      await this.#closeHandle(family);
     }
     await unlink(segment.path);
   }
@@ -626,8 +630,7 @@ export class Journal {
     this.#closed = true;
     await this.settle();
     for (const family of FAMILIES) {
-      await this.#open[family]?.close();
-      this.#open[family] = undefined;
+      await this.#closeHandle(family);
     }
   }
 

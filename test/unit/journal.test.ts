@@ -51,6 +51,12 @@ async function tempDir(t: TestLike): Promise<string> {
   return dir;
 }
 
+/** Held until the end: some are left as a crash leaves them, and an open file must not meet the garbage collector. */
+const opened: Journal[] = [];
+t.teardown(async () => {
+  for (const journal of opened) await journal.close().catch(() => {});
+});
+
 async function openJournal(dir: string, options: Partial<JournalOptions> = {}) {
   const recovered: number[] = [];
   const failures: UndError[] = [];
@@ -63,6 +69,7 @@ async function openJournal(dir: string, options: Partial<JournalOptions> = {}) {
     },
     ({ header }) => recovered.push(header.seq),
   );
+  opened.push(journal);
   return { journal, recovered, failures, acked };
 }
 
