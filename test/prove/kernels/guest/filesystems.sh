@@ -1,4 +1,5 @@
 # Sourced: file systems with a mixed workload on them, unmounted at the end.
+# shellcheck shell=dash
 
 # blank DISK : without the partitions and signatures of the case before.
 blank() {

@@ -1,3 +1,5 @@
+#!/bin/busybox sh
+# shellcheck shell=dash
 # lvm.sh DISK DISK SEED : two physical volumes, a linear and a striped logical volume over both, a snapshot.
 set -e
 mkdir -p /etc/lvm
@@ -6,6 +8,7 @@ activation { udev_sync = 0 udev_rules = 0 monitoring = 0 }
 devices { obtain_device_list_from_udev = 0 external_device_info_source = "none" }
 backup { backup = 0 archive = 0 }
 END
+# shellcheck source=filesystems.sh
 . /lib/kernels/filesystems.sh
 blank "$1"
 blank "$2"

@@ -1,5 +1,8 @@
+#!/bin/busybox sh
+# shellcheck shell=dash
 # md.sh DISK DISK SEED : a mirror of both, with its first synchronisation, a member that drops out, and its return.
 set -e
+# shellcheck source=filesystems.sh
 . /lib/kernels/filesystems.sh
 # Faster than the emulated processor empties the ring, the first synchronisation would end order by an overflow.
 echo 15000 >/proc/sys/dev/raid/speed_limit_max
