@@ -277,7 +277,7 @@ export async function startAppliance(
     failovers: {
       list: () => engine?.list() ?? [],
       get: (id) => failoverEngine().get(id),
-      start: (jobId, confirm) => failoverEngine().start(jobId, confirm),
+      start: (jobId, confirm, wanted) => failoverEngine().start(jobId, confirm, wanted),
       undo: (id, confirm) => failoverEngine().undo(id, confirm),
       commit: (id, confirm) => failoverEngine().commit(id, confirm),
       screenshot: (id) => failoverEngine().screenshot(id),

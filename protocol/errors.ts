@@ -613,6 +613,11 @@ export const ERRORS = {
     hint: 'The source server goes on undisturbed. Remove the reason and take the point again.',
     httpStatus: 409,
   },
+  UND_POINT_GONE: {
+    message: 'No state of job {job} at or before {at} can be recovered: {reason}.',
+    hint: 'Choose a later moment; the recovery points of the job show what there is.',
+    httpStatus: 409,
+  },
   UND_POOL_LOW: {
     message:
       'Storage pool {pool} is nearly full: {availableBytes} bytes free, {neededBytes} are kept free. Applying to job {job} is held.',
@@ -644,6 +649,11 @@ export const ERRORS = {
     message: 'Installing the agent on {source} failed at {step}: {reason}.',
     hint: 'Resolve the reason, then install again. What was installed so far has been removed again.',
     httpStatus: 502,
+  },
+  UND_REPLAY_FAILED: {
+    message: 'Replaying the journal of job {job} onto disk {disk} failed: {reason}.',
+    hint: 'Check the storage pool on the target host, then try the recovery again. The replica disks were not touched.',
+    httpStatus: 500,
   },
   UND_REPLICA_DISK_ABSENT: {
     message:

@@ -583,6 +583,11 @@ export type JournalCheck = Static<typeof JournalCheck>;
 export const FailoverRequest = Type.Object({
   kind: Type.Literal('unplanned'),
   confirm: Type.String({ description: "the replica's name, typed by the person" }),
+  point: Type.Optional(
+    Type.Union([Type.Literal('newest'), Type.Object({ sourceTime: Moment })], {
+      description: 'what is recovered: the newest point, or the newest one at or before a moment',
+    }),
+  ),
 });
 export const FailoverStepName = Type.Union([
   Type.Literal('stop-intake'),
@@ -590,6 +595,7 @@ export const FailoverStepName = Type.Union([
   Type.Literal('checkpoint'),
   Type.Literal('detach'),
   Type.Literal('overlay'),
+  Type.Literal('replay'),
   Type.Literal('prepare-guest'),
   Type.Literal('define'),
   Type.Literal('power-on'),
@@ -635,6 +641,9 @@ export const Failover = Type.Object({
   point: Type.Object({
     seq: Nullable(Type.Number()),
     sourceTime: Nullable(Iso),
+    wanted: Nullable(
+      Type.String({ description: 'the moment that was asked for; null: the newest point' }),
+    ),
     lossMs: Nullable(
       Type.Number({ description: 'lag at the moment the failover was asked for: what is lost' }),
     ),

@@ -16,7 +16,7 @@ export interface FailoverControl {
   /** @throws UND_NOT_FOUND */
   get(failoverId: string): Failover;
   /** @throws UND_FAILOVER_CONFIRM, UND_FAILOVER_RUNNING, UND_JOB_STATE, UND_JOB_NO_POINT */
-  start(jobId: string, confirm: string): Promise<Failover>;
+  start(jobId: string, confirm: string, wanted: { sourceTime: string } | null): Promise<Failover>;
   undo(failoverId: string, confirm: string): Promise<Failover>;
   commit(failoverId: string, confirm: string): Promise<Failover>;
   /** A PNG. @throws UND_NOT_FOUND */

@@ -11,19 +11,12 @@
  */
 import { EventEmitter } from 'node:events';
 import { type UndError, undError } from '../../protocol/errors.ts';
-import {
-  FRAME_HEADER_BYTES,
-  type FrameExtent,
-  type FrameHeader,
-  unpackFrame,
-} from '../../protocol/frame.ts';
+import type { FrameHeader } from '../../protocol/frame.ts';
 import { type Mark, readMark } from '../../protocol/marks.ts';
 import type { JournalFrame, JournalReader } from '../journal/journal.ts';
-import { coalesce } from './coalesce.ts';
+import { FrameBatch } from './frame-batch.ts';
 import type { ReplicaDisk } from './replica-disk.ts';
 
-const BATCH_BYTES = 16 * 1024 * 1024;
-const BATCH_FRAMES = 256;
 const FLUSH_BYTES = 128 * 1024 * 1024;
 const FLUSH_MS = 500;
 /** An idle source ticks every second; that alone is not worth a flush each time. */
@@ -263,12 +256,10 @@ export class Applier extends EventEmitter<ApplierEvents> {
   async #applyBatch(
     source: Source,
   ): Promise<{ bytes: number; data: boolean; gate: string | null }> {
-    const sizes = this.#host.diskSizes();
+    const frames = new FrameBatch(this.#host.diskSizes());
     const batch: Array<{ header: FrameHeader; mark: Mark | null }> = [];
-    const unpacking: Array<Promise<FrameExtent[]>> = [];
-    let bytes = 0;
     let gate: string | null = null;
-    while (bytes < BATCH_BYTES && batch.length < BATCH_FRAMES) {
+    while (!frames.full) {
       const next: JournalFrame | null = source.held ?? (await source.reader.next());
       source.held = null;
       if (!next) break;
@@ -279,22 +270,12 @@ export class Applier extends EventEmitter<ApplierEvents> {
         source.held = next;
         break;
       }
-      const unpacked = unpackFrame(header, frame.subarray(FRAME_HEADER_BYTES), sizes);
-      // Awaited below, all together; until then a rejection is not unhandled.
-      unpacked.catch(() => {});
-      unpacking.push(unpacked);
+      frames.add(next);
       batch.push({ header, mark });
-      bytes += FRAME_HEADER_BYTES + header.unpackedBytes;
     }
+    const { bytes } = frames;
     if (batch.length === 0) return { bytes: 0, data: false, gate };
-    const extents = (await Promise.all(unpacking)).flat();
-    for (const [index, writes] of coalesce(extents)) {
-      const disk = this.#disks!.get(index);
-      if (!disk) throw undError('UND_INTERNAL', { reason: `replica disk ${index} is not open` });
-      await disk.apply(writes).catch((error) => {
-        throw this.#diskError(index, error);
-      });
-    }
+    await frames.apply(this.#disks!, (index, error) => this.#diskError(index, error));
     for (const { header, mark } of batch) this.#host.onWritten(header, mark);
     this.#writtenSeq = batch.at(-1)!.header.seq;
     return { bytes, data: batch.some(({ mark }) => mark?.type !== 'tick'), gate };

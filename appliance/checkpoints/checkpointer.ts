@@ -39,7 +39,7 @@ export interface CheckpointContext {
   changed(): void;
 }
 
-type Kept = CheckpointRow & { state: { name: 'kept' } };
+export type Kept = CheckpointRow & { state: { name: 'kept' } };
 const isKept = (row: CheckpointRow): row is Kept => row.state.name === 'kept';
 
 export class Checkpointer {
@@ -212,6 +212,30 @@ export class Checkpointer {
     }
     const found = chain.map(({ name }) => name).join(' on ');
     throw this.#chainError(disk, `${from.name} on ${into.name}`, found);
+  }
+
+  /**
+   * The newest checkpoint at or before a frame, and what keeps its layers from now on until `release`. Waits for a merge
+   * that is under way.
+   */
+  baseFor(seq: number, journalId: string, holder: string | null): Promise<Kept | null> {
+    return this.#inTurn(async () => {
+      const base = this.list()
+        .filter(isKept)
+        .findLast((row) => row.journalId === journalId && row.seq <= seq);
+      if (!base) return null;
+      if (holder !== null) {
+        this.#c.store.hold(base.checkpointId, holder);
+        this.#touched();
+      }
+      return base;
+    });
+  }
+
+  /** Ends what a holder keeps. */
+  release(holder: string): void {
+    this.#c.store.release(holder);
+    this.#touched();
   }
 
   /**

@@ -12,6 +12,8 @@ import type { Logger } from '../control/logger.ts';
 import type { DiskRef, Hypervisor } from '../hypervisor/hypervisor.ts';
 import { volumeName } from '../hypervisor/names.ts';
 import type { AgentSession } from '../receive/agent-server.ts';
+import { replay } from '../recovery/replay.ts';
+import type { RecoveryPoint } from '../recovery/types.ts';
 import { ReplicationStream, type StreamView } from '../replication/replication-stream.ts';
 import type { CheckpointStore } from '../state/checkpoints.ts';
 import type { JobDiskRow, JobRow, JobStore } from '../state/jobs.ts';
@@ -702,6 +704,71 @@ export class JobActor {
     });
   }
 
+  /** @see JobHandle.choosePoint */
+  choosePoint(sourceTime: string, failoverId: string | null): Promise<RecoveryPoint> {
+    return this.#inTurn(async () => {
+      const stream = await this.#openStream(false);
+      const gone = (reason: string) =>
+        undError('UND_POINT_GONE', {
+          job: this.row.settings.replicaName,
+          at: sourceTime,
+          reason,
+        });
+      const point = await stream.exactPointAt(Date.parse(sourceTime));
+      if (!point) throw gone('the journal does not reach back that far');
+      const holder = failoverId === null ? null : failoverHolder(failoverId);
+      const base = await this.#checkpoints.baseFor(point.seq, stream.journalId, holder);
+      if (!base) throw gone('there is no checkpoint before it');
+      if (base.seq < point.seq && base.seq + 1 < stream.oldestSeq) {
+        throw gone('the journal behind the checkpoint before it has left');
+      }
+      const gap = stream
+        .points()
+        .gaps()
+        .find(({ crossable, fromSeq, toSeq }) => {
+          return !crossable && fromSeq <= point.seq && (toSeq ?? point.seq) > base.seq;
+        });
+      if (gap) throw gone(`between the checkpoint before it and there, ${gap.reason}`);
+      return {
+        seq: point.seq,
+        sourceTime: new Date(point.sourceMs).toISOString(),
+        baseSeq: base.seq,
+        base: Object.entries(base.state.layers).map(([diskId, image]) => ({ diskId, image })),
+      };
+    });
+  }
+
+  /** @see JobHandle.replay */
+  replay(
+    point: RecoveryPoint,
+    devices: { diskId: string; devicePath: string }[],
+    onProgress: (text: string) => void,
+    signal: AbortSignal,
+  ): Promise<void> {
+    return this.#inTurn(async () => {
+      const stream = await this.#openStream(false);
+      const reader = stream.journalReader(point.baseSeq + 1);
+      try {
+        await replay({
+          jobId: this.row.settings.replicaName,
+          reader,
+          toSeq: point.seq,
+          sizes: this.row.disks.map(({ sizeBytes }) => sizeBytes),
+          paths: new Map(
+            devices.map(({ diskId, devicePath }) => [
+              this.row.disks.findIndex((disk) => disk.diskId === diskId),
+              devicePath,
+            ]),
+          ),
+          onProgress: (seq) => onProgress(`replayed frame ${seq} of ${point.seq}`),
+          signal,
+        });
+      } finally {
+        await reader.close();
+      }
+    });
+  }
+
   closeDisks(): Promise<void> {
     return this.#inTurn(async () => {
       await this.#stream?.closeDisks();
@@ -722,6 +789,7 @@ export class JobActor {
       await this.#openDisks();
       const { phase } = this.row;
       if (phase.name === 'failing-over' || phase.name === 'failed-over') {
+        this.#checkpoints.release(failoverHolder(phase.failoverId));
         this.#advance({ type: 'failover-reverted', failoverId: phase.failoverId }, 'reverted');
       }
       if (options.mirror === 'difference') await stream.restart(options.reason);
@@ -866,6 +934,8 @@ export class JobActor {
     );
   }
 }
+
+const failoverHolder = (failoverId: string): string => `failover ${failoverId}`;
 
 /** What stops applying and may pass: the disks are looked at and opened again, and apply goes on where it was. */
 const isApplyFault = (error: SerialisedError): boolean =>

@@ -61,6 +61,9 @@ export function jobHandle(actor: JobActor, sources: SourceService): JobHandle {
 
     drainApply: (onProgress) => actor.drainApply(onProgress),
 
+    choosePoint: (sourceTime, failoverId) => actor.choosePoint(sourceTime, failoverId),
+    replay: (point, devices, onProgress, signal) =>
+      actor.replay(point, devices, onProgress, signal),
     closeDisks: () => actor.closeDisks(),
     reopen: (disks, options) => actor.reopen(disks, options),
     release: () => actor.release(),
@@ -80,6 +83,8 @@ export function endedJob(jobId: string): JobHandle {
     describe: gone,
     stopIntake: gone,
     drainApply: gone,
+    choosePoint: gone,
+    replay: gone,
     closeDisks: gone,
     reopen: gone,
     passiveHelloAt: async () => null,

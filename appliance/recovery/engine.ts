@@ -125,11 +125,16 @@ export class FailoverEngine {
   }
 
   /**
-   * Begins an unplanned failover and returns at once. `confirm` is the replica's name as a person typed it.
-   * Throws `UND_FAILOVER_CONFIRM`, `UND_FAILOVER_RUNNING`, `UND_FAILOVER_NOT_READY`, `UND_HV_NAME_IN_USE`, and whatever
+   * Begins an unplanned failover and returns at once. `confirm` is the replica's name as a person typed it; `wanted` the
+   * moment of the source to go back to, null for the newest point.
+   * Throws `UND_POINT_GONE`, `UND_FAILOVER_CONFIRM`, `UND_FAILOVER_RUNNING`, `UND_FAILOVER_NOT_READY`, `UND_HV_NAME_IN_USE`, and whatever
    * keeps it from asking the target host: nothing has been changed then.
    */
-  async start(jobId: string, confirm: string): Promise<Failover> {
+  async start(
+    jobId: string,
+    confirm: string,
+    wanted: { sourceTime: string } | null = null,
+  ): Promise<Failover> {
     if (this.ownsDisks(jobId)) {
       throw undError('UND_FAILOVER_RUNNING', { job: this.ofJob(jobId)?.replicaName ?? jobId });
     }
@@ -140,7 +145,9 @@ export class FailoverEngine {
       if (confirm !== description.replicaName) {
         throw undError('UND_FAILOVER_CONFIRM', { name: description.replicaName });
       }
-      if (!description.recoverable.ok) {
+      // A moment in the past can be recovered whatever the replica disks are just now.
+      if (wanted) await job.choosePoint(wanted.sourceTime, null);
+      else if (!description.recoverable.ok) {
         throw undError('UND_FAILOVER_NOT_READY', {
           job: description.replicaName,
           reason: description.recoverable.reason,
@@ -151,7 +158,7 @@ export class FailoverEngine {
       if (await hypervisor.isNameTaken(description.replicaName)) {
         throw undError('UND_HV_NAME_IN_USE', { name: description.replicaName });
       }
-      const record = newRecord(description, applianceVm, this.#now());
+      const record = newRecord(description, applianceVm, this.#now(), wanted);
       await this.#save(record);
       this.#drive(record.failoverId);
       return this.#view(record);

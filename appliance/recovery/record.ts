@@ -4,7 +4,7 @@ import type { SerialisedError } from '../../protocol/errors.ts';
 import type { Failover, FailoverState, FailoverStep, FailoverStepName } from '../api/schema.ts';
 import type { DiskRef, Firmware } from '../hypervisor/hypervisor.ts';
 import type { ReplicaSight } from './replica-watch.ts';
-import type { JobDescription, Unfixable } from './types.ts';
+import type { JobDescription, RecoveryPoint, Unfixable } from './types.ts';
 
 /** In the order in which they run; compensated in the reverse order. */
 export const STEP_NAMES = [
@@ -13,6 +13,7 @@ export const STEP_NAMES = [
   'checkpoint',
   'detach',
   'overlay',
+  'replay',
   'prepare-guest',
   'define',
   'power-on',
@@ -25,6 +26,7 @@ const TITLES: Record<FailoverStepName, string> = {
   checkpoint: 'Take a checkpoint of the replica disks',
   detach: 'Detach the replica disks from the appliance',
   overlay: 'Create overlays for the replica VM',
+  replay: 'Replay the journal up to the chosen point',
   'prepare-guest': 'Prepare the guest for its new hardware',
   define: 'Define the replica VM',
   'power-on': 'Power the replica VM on',
@@ -49,8 +51,10 @@ export interface RecordDisk {
   frozen?: DiskRef;
   /** The empty layer above `frozen` in which replication goes on when the failover is undone. */
   top?: DiskRef;
-  /** What the replica VM writes, on `frozen`. */
+  /** What the replica VM writes: on `frozen`, or on the checkpoint's layer when a moment was chosen. */
   overlay?: DiskRef;
+  /** Layers between the chosen checkpoint's and `top`: of no use any more once the failover is committed. */
+  obsolete?: DiskRef[];
 }
 
 /** Names that were given to a command whose outcome is not known yet; persisted before the command is sent. */
@@ -99,6 +103,12 @@ export interface FailoverRecord {
   overlayIntent: LayerIntent | null;
   /** True from the moment when a guest preparation may have written to the overlays. */
   overlaysTouched: boolean;
+  /** The moment that was asked for; null or absent: the newest point. */
+  wanted?: { sourceTime: string } | null;
+  /** What that is recovered from; set when intake has been stopped. */
+  chosen?: RecoveryPoint | null;
+  /** The overlays are at the chosen point: nothing else was written to them before guest preparation. */
+  replayed?: boolean;
   point: { seq: number | null; sourceTime: string | null; lossMs: number | null };
   guestChanges: string[];
   unfixable: Unfixable[];
@@ -124,6 +134,7 @@ export function newRecord(
   job: JobDescription,
   applianceVm: string,
   now: string,
+  wanted: { sourceTime: string } | null = null,
   ids: { failoverId: string; vmUuid: string } = {
     failoverId: randomUUID(),
     vmUuid: randomUUID(),
@@ -140,7 +151,7 @@ export function newRecord(
     startedAt: now,
     endedAt: null,
     phase: { name: 'running' },
-    steps: STEP_NAMES.map((name) => ({
+    steps: STEP_NAMES.filter((name) => name !== 'replay' || wanted).map((name) => ({
       name,
       title: TITLES[name],
       state: 'waiting',
@@ -170,7 +181,9 @@ export function newRecord(
     checkpointIntent: null,
     overlayIntent: null,
     overlaysTouched: false,
-    point: { seq: null, sourceTime: null, lossMs: job.lagMs },
+    wanted,
+    chosen: null,
+    point: { seq: null, sourceTime: null, lossMs: wanted ? null : job.lagMs },
     guestChanges: [],
     unfixable: [],
     addresses: [],
@@ -222,7 +235,7 @@ export function toApi(record: FailoverRecord, replicaVm: ReplicaSight | null = n
     endedAt: record.endedAt,
     state: apiState(record.phase),
     steps: record.steps.map((step) => ({ ...step })),
-    point: { ...record.point },
+    point: { ...record.point, wanted: record.wanted?.sourceTime ?? null },
     guestChanges: [
       ...record.guestChanges,
       ...record.unfixable.map((item) => `Not done (${item.code}): ${item.message}`),

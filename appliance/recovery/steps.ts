@@ -58,10 +58,22 @@ const stopIntake: Step = {
       record.failoverId,
       `failover to ${record.replicaName} began at ${record.startedAt}`,
     );
+    if (!record.wanted) {
+      await save((current) => ({
+        point: { ...current.point, seq: point.durableSeq, sourceTime: point.sourceTime },
+      }));
+      return `newest frame received: ${point.durableSeq}`;
+    }
+    const chosen = await job.choosePoint(record.wanted.sourceTime, record.failoverId);
     await save((current) => ({
-      point: { ...current.point, seq: point.durableSeq, sourceTime: point.sourceTime },
+      chosen,
+      point: {
+        seq: chosen.seq,
+        sourceTime: chosen.sourceTime,
+        lossMs: Math.max(0, Date.parse(current.startedAt) - Date.parse(chosen.sourceTime)),
+      },
     }));
-    return `newest frame received: ${point.durableSeq}`;
+    return `newest frame received: ${point.durableSeq}; chosen: frame ${chosen.seq}, from the checkpoint at ${chosen.baseSeq}`;
   },
   async compensate(context) {
     const { job, record } = context;
@@ -315,6 +327,12 @@ async function attachMissing({ hypervisor, record, detail }: StepContext): Promi
 }
 
 // ---- overlay -----------------------------------------------------------------------------------------------------
+/** What a disk's overlay rests on: the chosen checkpoint's layer, else the disk as it was frozen. */
+const overlayBase = (record: FailoverRecord, disk: RecordDisk): DiskRef | undefined =>
+  record.chosen
+    ? record.chosen.base.find(({ diskId }) => diskId === disk.diskId)?.image
+    : disk.frozen;
+
 async function makeOverlays(context: StepContext): Promise<void> {
   const { save } = context;
   if (context.record.disks.every((disk) => disk.overlay)) return;
@@ -329,7 +347,8 @@ async function makeOverlays(context: StepContext): Promise<void> {
   for (const { diskId } of context.record.disks) {
     const disk = context.record.disks.find((candidate) => candidate.diskId === diskId);
     if (!disk || disk.overlay) continue;
-    if (!disk.frozen) {
+    const base = overlayBase(context.record, disk);
+    if (!base) {
       throw undError('UND_DISK_CHAIN', {
         job: context.record.jobId,
         disk: disk.sourceName,
@@ -337,7 +356,7 @@ async function makeOverlays(context: StepContext): Promise<void> {
         found: 'none',
       });
     }
-    const overlay = await createOverlay(context, disk.frozen, names[diskId] as string);
+    const overlay = await createOverlay(context, base, names[diskId] as string);
     await save((current) =>
       updateDisks(current, (candidate) => (candidate.diskId === diskId ? { overlay } : {})),
     );
@@ -354,9 +373,10 @@ async function dropOverlays(context: StepContext): Promise<number> {
     const disk = context.record.disks.find((candidate) => candidate.diskId === diskId);
     if (!disk) continue;
     const name = intent.names[diskId];
+    const base = overlayBase(context.record, disk);
     const overlay =
       disk.overlay ??
-      (disk.frozen && name ? await findLeftover(context.hypervisor, disk.frozen, name) : undefined);
+      (base && name ? await findLeftover(context.hypervisor, base, name) : undefined);
     if (!overlay) continue;
     await hypervisor.deleteDisk(overlay);
     dropped++;
@@ -369,6 +389,7 @@ async function dropOverlays(context: StepContext): Promise<number> {
   await save(() => ({
     overlayIntent: { attempt: intent.attempt + 1, names: {} },
     overlaysTouched: false,
+    replayed: false,
   }));
   return dropped;
 }
@@ -384,16 +405,55 @@ const overlay: Step = {
   },
 };
 
-// ---- prepare-guest -----------------------------------------------------------------------------------------------
+// ---- overlays at the appliance --------------------------------------------------------------------------------------
 async function detachOverlays({ hypervisor, record }: StepContext): Promise<void> {
   for (const disk of record.disks) {
     await hypervisor.detachDisk(record.applianceVm, disk.prepareSerial);
   }
 }
 
+type OverlayDevice = { diskId: string; sourceName: string; devicePath: string; boot: boolean };
+
+async function attachOverlays(context: StepContext): Promise<OverlayDevice[]> {
+  const { hypervisor, record, locate, signal, detail } = context;
+  const devices: OverlayDevice[] = [];
+  for (const { diskId, sourceName, boot, overlay, prepareSerial } of record.disks) {
+    detail(`attaching the overlay of ${sourceName}`);
+    await hypervisor.attachDisk(record.applianceVm, overlay as DiskRef, { serial: prepareSerial });
+    devices.push({ diskId, sourceName, boot, devicePath: await locate(prepareSerial, signal) });
+  }
+  return devices;
+}
+
+// ---- replay ------------------------------------------------------------------------------------------------------
+/** Redo: an interrupted one is run again from its beginning, on the same overlays. */
+const replayStep: Step = {
+  async run(context) {
+    await detachOverlays(context);
+    await makeOverlays(context);
+    await replayOnto(context, await attachOverlays(context));
+    await detachOverlays(context);
+    const { chosen } = context.record;
+    return chosen ? `${chosen.seq - chosen.baseSeq} frames, up to ${chosen.sourceTime}` : 'none';
+  },
+  async compensate(context) {
+    await detachOverlays(context);
+    return null;
+  },
+};
+
+async function replayOnto(context: StepContext, devices: OverlayDevice[]): Promise<void> {
+  const { job, record, save, detail, signal, flushDevice } = context;
+  if (!record.chosen || record.replayed) return;
+  await job.replay(record.chosen, devices, detail, signal);
+  for (const { devicePath } of devices) await flushDevice(devicePath);
+  await save(() => ({ replayed: true }));
+}
+
+// ---- prepare-guest -----------------------------------------------------------------------------------------------
 const prepareGuest: Step = {
   async run(context) {
-    const { hypervisor, save, preparer, locate, flushDevice, signal, detail } = context;
+    const { save, preparer, flushDevice, signal, detail } = context;
     await detachOverlays(context);
     if (context.record.overlaysTouched) {
       // An interrupted preparation may have left a guest half changed. Its overlays hold nothing else: begin anew.
@@ -401,16 +461,10 @@ const prepareGuest: Step = {
       await dropOverlays(context);
     }
     await makeOverlays(context);
+    const devices = await attachOverlays(context);
+    // Fresh overlays read as the checkpoint again.
+    await replayOnto(context, devices);
     await save(() => ({ overlaysTouched: true }));
-    const devices: { sourceName: string; devicePath: string; boot: boolean }[] = [];
-    for (const disk of context.record.disks) {
-      detail(`attaching the overlay of ${disk.sourceName}`);
-      await hypervisor.attachDisk(context.record.applianceVm, disk.overlay as DiskRef, {
-        serial: disk.prepareSerial,
-      });
-      const devicePath = await locate(disk.prepareSerial, signal);
-      devices.push({ sourceName: disk.sourceName, boot: disk.boot, devicePath });
-    }
     detail('preparing the guest');
     const { record } = context;
     const primary = record.nics.find((nic) => nic.primary) ?? record.nics[0];
@@ -502,6 +556,7 @@ export const STEPS: Record<FailoverStepName, Step> = {
   checkpoint,
   detach,
   overlay,
+  replay: replayStep,
   'prepare-guest': prepareGuest,
   define,
   'power-on': powerOn,
@@ -521,14 +576,29 @@ export async function commit(context: StepContext): Promise<void> {
       save((current) =>
         updateDisks(current, (candidate) => (candidate.diskId === diskId ? change : {})),
       );
+    // With a chosen moment, what is newer than its checkpoint goes as well; noted before the first of it is deleted.
+    const base = overlayBase(context.record, disk);
+    if (context.record.chosen && base && disk.frozen && !disk.obsolete) {
+      const chain = await hypervisor.chain(disk.frozen);
+      const at = chain.findIndex((layer) => sameDisk(layer, base));
+      const newer = chain.slice(0, Math.max(0, at));
+      await forget({ obsolete: newer.map(({ pool, name, path }) => ({ pool, name, path })) });
+    }
     if (disk.top) {
       await hypervisor.deleteDisk(disk.top);
       await forget({ top: undefined });
     }
+    const obsolete = context.record.disks.find((one) => one.diskId === diskId)?.obsolete ?? [];
+    for (const layer of obsolete) await hypervisor.deleteDisk(layer);
     if (!disk.overlay) continue;
     try {
-      const image = await hypervisor.commitOverlay(disk.overlay);
+      let image = await hypervisor.commitOverlay(disk.overlay);
       await forget({ overlay: undefined, frozen: undefined, image });
+      // The VM gets plain disks: older checkpoints are of no use without the job.
+      while ((await hypervisor.chain(image)).length > 1) {
+        image = await hypervisor.commitOverlay(image);
+        await forget({ image });
+      }
     } catch (error) {
       const coded = asUndError(error);
       if (coded.code === 'UND_HV_UNREACHABLE') throw coded;

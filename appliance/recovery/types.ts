@@ -42,6 +42,16 @@ export interface JobDescription {
   recoverable: { ok: true } | { ok: false; reason: string };
 }
 
+/** What a failover to a chosen moment recovers. */
+export interface RecoveryPoint {
+  seq: number;
+  sourceTime: string;
+  /** The checkpoint's frame: from the next one on the journal is replayed. */
+  baseSeq: number;
+  /** The checkpoint's layers. */
+  base: { diskId: string; image: DiskRef }[];
+}
+
 /**
  * The job service's side of a failover. Every method is idempotent and may be called again after the appliance's
  * crash. While a failover of the job is active or completed (`FailoverEngine.ownsDisks`), the job service neither
@@ -79,6 +89,24 @@ export interface JobHandle {
   reopen(
     disks: { diskId: string; image: DiskRef }[],
     options: { mirror: 'none' | 'difference'; reason: string },
+  ): Promise<void>;
+
+  /**
+   * The newest point at or before a moment, and the checkpoint that its recovery begins from. With a holder, nothing is
+   * merged into or away from that checkpoint's layers until the failover is taken back or the job ends.
+   * Throws `UND_POINT_GONE`.
+   */
+  choosePoint(sourceTime: string, failoverId: string | null): Promise<RecoveryPoint>;
+
+  /**
+   * Applies the journal's frames in (point.baseSeq, point.seq] to overlays of the checkpoint, and flushes them.
+   * Throws `UND_HISTORY_GONE`, `UND_REPLAY_FAILED`.
+   */
+  replay(
+    point: RecoveryPoint,
+    devices: { diskId: string; devicePath: string }[],
+    onProgress: (text: string) => void,
+    signal: AbortSignal,
   ): Promise<void>;
 
   /**

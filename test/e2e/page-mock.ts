@@ -989,6 +989,7 @@ export async function startPageMock(options: PageMockOptions): Promise<PageMock>
         point: {
           seq: null,
           sourceTime: job.figures.newestPointAt,
+          wanted: null,
           lossMs: job.figures.lagMs,
         },
         guestChanges: [],

@@ -148,6 +148,10 @@ const job: JobHandle = {
       images: images.map((image, index) => ({ diskId: `disk-${index}`, image })),
     };
   },
+  choosePoint: async () => {
+    throw new Error('the newest point is what is recovered here');
+  },
+  replay: async () => {},
   closeDisks: async () => {
     await guest.run('sync');
   },

@@ -65,10 +65,14 @@ class World {
   troubles: Trouble[] = [];
   dead: () => void = () => {};
   boots = true;
+  /** A moment is recovered: from a checkpoint of frame 3 below the replica disks, by replay up to frame 4. */
+  readonly chosen: boolean;
 
-  constructor() {
+  constructor(chosen = false) {
+    this.chosen = chosen;
     for (const disk of ['vda', 'vdb']) {
-      this.images.set(`base-${disk}`, { backing: null, data: 'frame 5' });
+      if (chosen) this.images.set(`ck-${disk}`, { backing: null, data: 'frame 3' });
+      this.images.set(`base-${disk}`, { backing: chosen ? `ck-${disk}` : null, data: 'frame 5' });
       this.attached.set(`u${disk}`, `base-${disk}`);
       this.job.images.set(disk, `base-${disk}`);
     }
@@ -248,7 +252,7 @@ function modelHypervisor(world: World): Hypervisor {
             throw undError('UND_HV_DISK_IN_USE', { disk: disk.name });
           }
         }
-        world.forbid(disk.name.startsWith('base-'), `${disk.name} deleted`);
+        world.forbid(disk.name.startsWith(world.chosen ? 'ck-' : 'base-'), `${disk.name} deleted`);
         world.images.delete(disk.name);
         world.damaged.delete(disk.name);
       }),
@@ -279,7 +283,7 @@ function modelHypervisor(world: World): Hypervisor {
           world.forbid(writers.length > 0, `${name} started on ${disk.name}, open by ${writers}`);
           world.forbid(world.damaged.has(disk.name), `${name} started on unflushed ${disk.name}`);
           world.forbid(
-            world.content(disk.name) !== 'prepared frame 7',
+            world.content(disk.name) !== `prepared frame ${world.chosen ? 4 : 7}`,
             `${name} started on ${world.content(disk.name)}`,
           );
           world.forbid(
@@ -360,6 +364,31 @@ function modelJob(world: World): JobHandle {
         }));
         return { appliedSeq: world.job.applied, images };
       }),
+    choosePoint: async () => ({
+      seq: 4,
+      sourceTime: '2026-01-01T00:00:00.000Z',
+      baseSeq: 3,
+      base: disks.map((diskId) => ({ diskId, image: ref(`ck-${diskId}`) })),
+    }),
+    replay: async (_point, devices) => {
+      const targets = devices.map(({ devicePath }) => {
+        const name = devicePath.slice('/dev/'.length);
+        return { name, image: world.images.get(name) as Image };
+      });
+      await world.place('replay begins', () => {
+        for (const { name, image } of targets) {
+          const before = image.data ?? 'none';
+          world.forbid(/prepared/.test(before), `replayed onto ${before}`);
+          image.data = 'half replayed';
+          // Redo writes again all that a former replay may have left unflushed.
+          world.damaged.delete(name);
+          world.unflushed.add(name);
+        }
+      });
+      await world.place('replay ends', () => {
+        for (const { image } of targets) image.data = 'frame 4';
+      });
+    },
     closeDisks: () =>
       world.place('closeDisks', () => {
         world.open = false;
@@ -398,10 +427,13 @@ function modelEngine(world: World, options: Partial<FailoverEngineOptions> = {})
   const preparer: GuestPreparer = {
     prepare: async (request) => {
       const images = request.disks.map(({ devicePath }) => devicePath.slice('/dev/'.length));
+      const before = new Map<string, string | null>();
       await world.place('prepare begins', () => {
         for (const image of images) {
           const target = world.images.get(image) as Image;
-          world.forbid(target.data !== null, `preparing a used overlay: ${target.data}`);
+          const ready = world.chosen ? target.data === 'frame 4' : target.data === null;
+          world.forbid(!ready, `preparing a used overlay: ${target.data}`);
+          before.set(image, world.content(image));
           target.data = 'half prepared';
           world.unflushed.add(image);
         }
@@ -409,7 +441,7 @@ function modelEngine(world: World, options: Partial<FailoverEngineOptions> = {})
       return world.place('prepare ends', () => {
         for (const image of images) {
           const target = world.images.get(image) as Image;
-          target.data = `prepared ${world.content(target.backing as string)}`;
+          target.data = `prepared ${before.get(image)}`;
         }
         return { os: 'Debian', changes: ['fstab'], unfixable: [] };
       });
@@ -461,7 +493,8 @@ async function play(world: World, troubles: Trouble[], ask: Ask = null): Promise
       if (!engine.ownsDisks(JOB)) world.startJob();
       engine.resumeAll();
       let id = engine.list()[0]?.failoverId;
-      if (!id) id = (await engine.start(JOB, REPLICA)).failoverId;
+      const wanted = world.chosen ? { sourceTime: '2026-01-01T00:00:00.500Z' } : null;
+      if (!id) id = (await engine.start(JOB, REPLICA, wanted)).failoverId;
       let failover = await engine.settled(id);
       if (ask && !asked && failover.state.name === 'completed') {
         await engine[ask](id, REPLICA);
@@ -487,11 +520,14 @@ function judge(world: World, failover: Failover): string[] {
     case 'completed':
       check(vm?.running === true, 'the replica does not run');
       check(!world.job.intake, 'intake is on beside a replica');
-      check(world.images.size === 6, `layers left over: ${[...world.images.keys()]}`);
+      check(
+        world.images.size === (world.chosen ? 8 : 6),
+        `layers left over: ${[...world.images.keys()]}`,
+      );
       check(!world.open && world.attached.size === 0, 'disks still at the appliance');
       check(
         vm?.spec.disks.every(({ disk }) =>
-          world.images.get(disk.name)?.backing?.startsWith('base-'),
+          world.images.get(disk.name)?.backing?.startsWith(world.chosen ? 'ck-' : 'base-'),
         ) === true,
         'the replica is not on overlays',
       );
@@ -570,7 +606,12 @@ t.test('a failover without trouble completes and its steps say so', async (t) =>
     failover.steps.map((step) => step.state),
     Array(9).fill('done'),
   );
-  t.same(failover.point, { seq: 7, sourceTime: '2026-01-01T00:00:00.000Z', lossMs: 1500 });
+  t.same(failover.point, {
+    seq: 7,
+    sourceTime: '2026-01-01T00:00:00.000Z',
+    wanted: null,
+    lossMs: 1500,
+  });
   t.same(failover.addresses, ['192.0.2.5']);
 });
 
@@ -813,4 +854,49 @@ t.test('after the proof the replica VM is looked at until commit', async (t) => 
   await engine.settled(failoverId);
   t.equal(state(), undefined, 'not watched any more');
   await engine.close();
+});
+
+t.test(
+  'a chosen moment: the replica is at exactly that, and everything can be taken back',
+  async (t) => {
+    const world = new World(true);
+    const failover = await play(world, []);
+    t.equal(failover.state.name, 'completed');
+    t.same(judge(world, failover), []);
+    t.equal(failover.steps.find(({ name }) => name === 'replay')?.state, 'done');
+    t.match(failover.point, { seq: 4, wanted: '2026-01-01T00:00:00.500Z' });
+
+    const undone = new World(true);
+    t.same(judge(undone, await play(undone, [], 'undo')), []);
+    t.equal(undone.images.size, 4, 'the checkpoint is still there, nothing else');
+
+    const committed = new World(true);
+    t.same(judge(committed, await play(committed, [], 'commit')), []);
+    t.same([...committed.images.keys()], ['ck-vda', 'ck-vdb'], 'what was newer is gone');
+    t.equal(committed.content('ck-vda'), 'prepared frame 4');
+  },
+);
+
+t.test('a chosen moment, whenever the appliance dies or an answer is lost', async (t) => {
+  for (const ask of [null, 'undo', 'commit'] as const) {
+    const probe = new World(true);
+    await play(probe, [], ask);
+    const failures: string[] = [];
+    for (const [at, name] of probe.places.entries()) {
+      for (const kind of ['die', 'die-with-vm', 'lose-answer'] as const) {
+        if (kind === 'lose-answer') {
+          if (ask !== null || / save |stopIntake|drainApply|closeDisks|reopen|replay/.test(name))
+            continue;
+        }
+        if (kind === 'die-with-vm' && ask === 'commit') continue;
+        const world = new World(true);
+        const failover = await play(world, [{ at, kind }], ask).catch((error: Error) => error);
+        const wrong = failover instanceof Error ? [failover.message] : judge(world, failover);
+        if (wrong.length > 0) failures.push(`${ask} ${kind} ${name} (${at}): ${wrong.join('; ')}`);
+      }
+    }
+    t.ok(probe.places.length > 70, `${probe.places.length} places`);
+    // Without the replay in prepareGuest, a guest is prepared on fresh overlays at the checkpoint.
+    t.same(failures, [], String(ask));
+  }
 });
