@@ -156,9 +156,39 @@ export async function packFrame(
     if (extent.kind === 'write') unpackedBytes += extent.lengthBytes;
   }
   if (unpackedBytes > MAX_UNPACKED_BYTES) throw invalid(input.seq, `${unpackedBytes} bytes`);
-  const compress = compression !== 'none' && unpackedBytes >= MIN_COMPRESS_BYTES;
-  const whole = (compress ? takeScratch : Buffer.allocUnsafe)(FRAME_HEADER_BYTES + unpackedBytes);
-  const raw = whole.subarray(FRAME_HEADER_BYTES, FRAME_HEADER_BYTES + unpackedBytes);
+  const frameBytes = FRAME_HEADER_BYTES + unpackedBytes;
+  if (compression === 'none' || unpackedBytes < MIN_COMPRESS_BYTES) {
+    const frame = Buffer.allocUnsafe(frameBytes);
+    const raw = frame.subarray(FRAME_HEADER_BYTES);
+    layOut(raw, extents);
+    encodeHeader(input, 'none', extents.length, unpackedBytes, raw).copy(frame);
+    return frame;
+  }
+  await packingTurn();
+  const whole = takeScratch(unpackedBytes);
+  try {
+    const raw = whole.subarray(0, unpackedBytes);
+    layOut(raw, extents);
+    const packed = await compressAsync(raw, {
+      // One pass with a known size: the default of 16 KiB pieces costs more than the compression itself.
+      chunkSize: raw.length + (raw.length >> 8) + 128,
+      pledgedSrcSize: raw.length,
+      params: { [constants.ZSTD_c_compressionLevel]: LEVEL[compression] },
+    });
+    const [codec, payload]: [Codec, Buffer] =
+      packed.length < raw.length ? ['zstd', packed] : ['none', raw];
+    return Buffer.concat([
+      encodeHeader(input, codec, extents.length, unpackedBytes, payload),
+      payload,
+    ]);
+  } finally {
+    giveScratch(whole);
+    packingDone();
+  }
+}
+
+/** The unpacked payload: the table of extents, and their data behind it. */
+function layOut(raw: Buffer, extents: readonly FrameExtent[]): void {
   let at = extents.length * EXTENT_BYTES;
   extents.forEach((extent, index) => {
     const row = index * EXTENT_BYTES;
@@ -173,24 +203,23 @@ export async function packFrame(
       at += extent.lengthBytes;
     }
   });
-  if (!compress) {
-    encodeHeader(input, 'none', extents.length, unpackedBytes, raw).copy(whole);
-    return whole;
-  }
-  const packed = await compressAsync(raw, {
-    // One pass with a known size: the default of 16 KiB pieces costs more than the compression itself.
-    chunkSize: raw.length + (raw.length >> 8) + 128,
-    pledgedSrcSize: raw.length,
-    params: { [constants.ZSTD_c_compressionLevel]: LEVEL[compression] },
-  });
-  const [codec, payload]: [Codec, Buffer] =
-    packed.length < raw.length ? ['zstd', packed] : ['none', raw];
-  const frame = Buffer.concat([
-    encodeHeader(input, codec, extents.length, unpackedBytes, payload),
-    payload,
-  ]);
-  giveScratch(whole);
-  return frame;
+}
+
+/** As many as the thread pool has threads: more at once would not be faster, only each hold its buffers. */
+const PACKING = 4;
+let packing = 0;
+const packingWaits: Array<() => void> = [];
+
+async function packingTurn(): Promise<void> {
+  if (packing < PACKING) packing++;
+  else await new Promise<void>((resolve) => packingWaits.push(resolve));
+}
+
+/** The turn goes to the one who waits longest. */
+function packingDone(): void {
+  const next = packingWaits.shift();
+  if (next) next();
+  else packing--;
 }
 
 /** Buffers that frames are put together in, used again: a fresh one for each costs page faults and collections. */
