@@ -44,7 +44,7 @@ function planOf({ short, set }: BenchOptions): Plan {
     sustainedSeconds: number('sustainedSeconds', 60, 1),
     lagSeconds: number('lagSeconds', 30, 1),
     parts: new Set(
-      (set.parts ?? (short ? 'fio,lag,hook' : 'fio,pgbench,sustained,lag,hook')).split(','),
+      (set.parts ?? (short ? 'fio,lag' : 'fio,pgbench,sustained,lag,hook')).split(','),
     ),
     variants: variants.split(',').map((variant) => {
       const [medium, priority] = variant.split('/') as [Medium, Priority];
