@@ -701,22 +701,28 @@ export class StreamLab {
     return workload.done;
   }
 
+  /** Waits, and says where both ends are if it waited in vain. */
+  async until(what: string, condition: () => unknown, limitMs = 60_000): Promise<void> {
+    await until(what, condition, limitMs).catch((error) => {
+      const { phase, mode, disks, durableSeq, appliedSeq } = this.stream.state();
+      const { consumerPos, producerPos, mode: kernel } = this.kernel;
+      const dirty = this.kernel.dirty.map((blocks) => blocks.size);
+      const ends = { phase, mode, disks, durableSeq, appliedSeq, consumerPos, producerPos, dirty };
+      throw new Error(
+        `${error.message}\n${JSON.stringify({ ...ends, kernel: kernel.mode, logs: this.agent?.logs, errors: this.server.errors })}`,
+      );
+    });
+  }
+
   /** Everything that was captured is on the replica, and every disk is whole. */
   async settled(): Promise<void> {
-    await until(
+    await this.until(
       'the stream to be protected with nothing left to send',
       () =>
         this.stream.state().phase.name === 'protected' &&
         this.kernel.consumerPos === this.kernel.producerPos &&
         this.kernel.dirty.every((blocks) => blocks.size === 0),
-      60_000,
-    ).catch((error) => {
-      const { phase, mode, disks, durableSeq, appliedSeq } = this.stream.state();
-      const { consumerPos, producerPos } = this.kernel;
-      throw new Error(
-        `${error.message}\n${JSON.stringify({ phase, mode, disks, durableSeq, appliedSeq, consumerPos, producerPos, dirty: this.kernel.dirty.map((d) => d.size), logs: this.agent?.logs, errors: this.server.errors })}`,
-      );
-    });
+    );
     await this.stream.drainApply();
   }
 

@@ -141,7 +141,7 @@ t.test('the ring overflows: tracking, then only the dirty blocks, with the reaso
   t.match(lab.stream.state().mode.reason, /overflow/);
   await until('the loss to be durable: no recovery point', () => !lab.stream.state().consistent);
   // The workload goes on meanwhile: a drain never needs the source to be still.
-  await until('order to be held again', () => lab.stream.state().mode.mode === 'ordered', 60_000);
+  await lab.until('order to be held again', () => lab.stream.state().mode.mode === 'ordered');
   await lab.stopWorkload();
   await lab.settled();
   t.same(await lab.differences(), []);
