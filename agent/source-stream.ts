@@ -284,7 +284,7 @@ class Session {
     { ask: MirrorAsk; abort: AbortController; cursorBytes: number; skippedBytes: number }
   >();
   #waitingAsks = new Map<number, MirrorAsk>();
-  #rereading = false;
+  #rereading: AbortController | undefined;
   #rereadAgain = false;
   #hashRequests = new Map<
     string,
@@ -955,6 +955,11 @@ class Session {
   /** One disk at a time: the disks of a server share its link, and a whole disk early is worth more than two halves. */
   #nextMirror(): void {
     if (this.#mirrors.size > 0 || !this.#order.held || !this.#attached) return;
+    if (this.#rereading && this.#waitingAsks.size > 0) {
+      // What it has taken would be missing from the run's own drain, and the run's end mark would claim it.
+      this.#rereading.abort(new Stopped('a mirror run drains what is dirty'));
+      return;
+    }
     const [ask] = [...this.#waitingAsks.values()].sort((a, b) => a.disk - b.disk);
     if (!ask) return;
     this.#waitingAsks.delete(ask.disk);
@@ -1124,9 +1129,10 @@ class Session {
     }
     const attached = this.#attached;
     if (!attached || !this.#order.held) return;
-    this.#rereading = true;
+    const abort = new AbortController();
+    this.#rereading = abort;
     this.#rereadAgain = false;
-    const { signal } = attached.abort;
+    const signal = AbortSignal.any([attached.abort.signal, abort.signal]);
     const act = async () => {
       const { dirtyBytes } = await this.#capture.status();
       for (const { index, devicePath } of this.#job.disks) {
@@ -1152,7 +1158,8 @@ class Session {
         setTimeout(() => this.#reread(), 5_000).unref();
       })
       .finally(() => {
-        this.#rereading = false;
+        this.#rereading = undefined;
+        this.#nextMirror();
         if (this.#rereadAgain) this.#reread();
       });
   }

@@ -721,7 +721,7 @@ export class StreamLab {
       () =>
         this.stream.state().phase.name === 'protected' &&
         this.kernel.consumerPos === this.kernel.producerPos &&
-        this.kernel.dirty.every((blocks) => blocks.size === 0),
+        [...this.kernel.dirty, ...this.kernel.taken].every((blocks) => blocks.size === 0),
     );
     await this.stream.drainApply();
   }
