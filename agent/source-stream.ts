@@ -22,13 +22,16 @@ import type {
   CaptureStatus,
 } from './capture/capture.ts';
 import { ringBytesFor, windowBytesFor } from './capture/ring-size.ts';
+import type { HashQuery } from './mirror/compare.ts';
 import type { ExcludedFile, Verdict } from './mirror/excluded-files.ts';
 import { Exclusions } from './mirror/exclusions.ts';
-import { CHUNK_BYTES, type MirrorAsk, type MirrorHost, runMirror } from './mirror/mirror-run.ts';
+import { type MirrorAsk, type MirrorHost, runMirror } from './mirror/mirror-run.ts';
 import { runReread } from './mirror/reread.ts';
 import { SwapAreas } from './mirror/swap-areas.ts';
 import { type Span, Touched } from './mirror/touched.ts';
 import type { Unneeded } from './mirror/unneeded.ts';
+import { Verifications } from './mirror/verifications.ts';
+import type { VerifyHost } from './mirror/verify-run.ts';
 import { Window } from './queue/window.ts';
 import { type PointTaken, PointTaker } from './quiesce/point-taker.ts';
 import type { QuiesceRequest } from './quiesce/quiesce.ts';
@@ -284,6 +287,7 @@ class Session {
     { ask: MirrorAsk; abort: AbortController; cursorBytes: number; skippedBytes: number }
   >();
   #waitingAsks = new Map<number, MirrorAsk>();
+  readonly #verifications: Verifications;
   #rereading: AbortController | undefined;
   #rereadAgain = false;
   #hashRequests = new Map<
@@ -325,6 +329,17 @@ class Session {
       devicePaths: () => this.#job.disks.map(({ devicePath }) => devicePath),
       putMark: () => this.#capture.mark(),
       quiesce: options.quiesce,
+    });
+    this.#verifications = new Verifications({
+      host: (signal) => this.#verifyHost(signal),
+      isHeld: () => this.#order.held,
+      isMirroring: () => this.#mirrors.size > 0 || this.#waitingAsks.size > 0,
+      connection: () => this.#attached?.abort.signal ?? null,
+      failed: (ask, error) => {
+        this.#log('error', `verification of disk ${ask.disk}: ${error.message}`);
+        this.#notify(error, ask.disk);
+      },
+      log: (text) => this.#log('info', text),
     });
     this.#order = new Order(
       {
@@ -502,6 +517,7 @@ class Session {
     const gone = undError('UND_LINK_CLOSED', { reason: 'the connection to the appliance ended' });
     attached.abort.abort(gone);
     this.#waitingAsks.clear();
+    this.#verifications.drop(gone);
     for (const mirror of this.#mirrors.values()) mirror.abort.abort(gone);
     for (const request of this.#hashRequests.values()) request.reject(gone);
     this.#hashRequests.clear();
@@ -555,6 +571,9 @@ class Session {
       }
       case 'startMirror':
         if (message.jobId === this.#job.jobId && this.#attached) this.#askMirror(message);
+        break;
+      case 'startVerify':
+        if (message.jobId === this.#job.jobId) this.#verifications.ask(message);
         break;
       case 'tuneJob':
         if (message.jobId !== this.#job.jobId) break;
@@ -828,6 +847,7 @@ class Session {
 
   /** Runs that were under way go on where they were when order is held again. */
   #interruptMirrors(reason: string): void {
+    this.#verifications.drop(new Stopped(reason));
     for (const { ask, abort, cursorBytes, skippedBytes } of this.#mirrors.values()) {
       if (abort.signal.aborted) continue;
       if (!this.#waitingAsks.has(ask.disk)) {
@@ -943,6 +963,7 @@ class Session {
   // ---- mirror --------------------------------------------------------------------------------------------------
 
   #askMirror(ask: MirrorAsk): void {
+    this.#verifications.drop(new Stopped('a mirror is asked for'));
     const running = this.#mirrors.get(ask.disk);
     if (running && !running.abort.signal.aborted) {
       if (running.ask.run === ask.run) return;
@@ -994,6 +1015,7 @@ class Session {
       .finally(() => {
         this.#mirrors.delete(ask.disk);
         this.#nextMirror();
+        this.#verifications.poke();
         this.#reread();
       });
   }
@@ -1029,7 +1051,7 @@ class Session {
       },
       settle: () => this.#followExclusions(),
       leftOut: (disk) => this.#swap.spans(disk),
-      replicaHashes: (ask, span) => this.#replicaHashes(ask, span),
+      replicaHashes: (query) => this.#replicaHashes(query),
       room: () => this.#room(signal),
       overtaken: () => this.#overtaken(signal),
       emit: (ask, cursorBytes, skippedBytes, extents) =>
@@ -1041,6 +1063,28 @@ class Session {
       read: (bytes) => {
         this.#readBytes += bytes;
       },
+    };
+  }
+
+  #verifyHost(signal: AbortSignal): VerifyHost {
+    const mirror = this.#mirrorHost(signal);
+    return {
+      ...mirror,
+      markStart: ({ disk, run }) => this.#ackedMark({ type: 'verifyStart', disk, run }, signal),
+      markVerified: ({ disk, run }, section) =>
+        this.#ackedMark({ type: 'verified', disk, run, ...section }, signal),
+      // Files that an earlier run left out are noted, whether a run of now would leave them out or not.
+      unneeded: async (disk) => {
+        const all = [...(await mirror.unneeded(disk)), ...(await this.#exclusions.spans(disk))];
+        return all.sort((a, b) => a.offsetBytes - b.offsetBytes);
+      },
+      missing: async (disk) => [
+        ...this.#swap.spans(disk),
+        ...(await this.#exclusions.spans(disk)),
+        ...(await this.#capture.dirtyExtents(disk)),
+      ],
+      sequenced: () => this.#window!.nextSeq - 1,
+      emitRepair: (disk, extents) => this.#emitMirror(disk, 0, 0, 0, extents),
     };
   }
 
@@ -1101,7 +1145,7 @@ class Session {
     );
   }
 
-  #replicaHashes(ask: MirrorAsk, span: Span): Promise<Buffer> {
+  #replicaHashes({ mask, ...query }: HashQuery): Promise<Buffer> {
     const requestId = randomUUID();
     const attached = this.#attached;
     if (!attached)
@@ -1112,11 +1156,8 @@ class Session {
         type: 'hashRequest',
         requestId,
         jobId: this.#job.jobId,
-        disk: ask.disk,
-        run: ask.run,
-        offsetBytes: span.offsetBytes,
-        lengthBytes: span.lengthBytes,
-        chunkBytes: CHUNK_BYTES,
+        ...query,
+        mask: mask?.toString('base64'),
       });
     });
   }

@@ -11,6 +11,7 @@ import { Value } from 'typebox/value';
 import { CompareDisks } from './compare-disks.ts';
 import { ERRORS, type ErrorCode, type SerialisedError, type UndError, undError } from './errors.ts';
 import { EXCLUSION_PATTERN, MAX_EXCLUSION_CHARS, MAX_EXCLUSIONS } from './exclusions.ts';
+import { BLOCK_BYTES } from './hash-tree.ts';
 import { ConsistencyPointMark, HookReport } from './marks.ts';
 import { MirrorKind } from './mirror-kind.ts';
 
@@ -105,6 +106,8 @@ export const Hello = message('hello', {
 });
 /** The agent answers `takePoint`. */
 export const FEATURE_POINTS = 'points';
+/** The agent takes `startVerify`. */
+export const FEATURE_VERIFY = 'verify';
 export const InventoryReply = message('inventory', {
   requestId: Id,
   inventory: Type.Optional(Type.Unknown()),
@@ -158,7 +161,13 @@ export const HashRequest = message('hashRequest', {
   run: Run,
   offsetBytes: Bytes,
   lengthBytes: Type.Integer({ minimum: 1, maximum: 1024 * 1024 * 1024 }),
-  chunkBytes: Type.Integer({ minimum: 65_536, maximum: 16 * 1024 * 1024 }),
+  chunkBytes: Type.Integer({ minimum: BLOCK_BYTES, maximum: 16 * 1024 * 1024 }),
+  /** Which blocks are compared, base64 (protocol/hash-tree.ts); absent: all. */
+  mask: Type.Optional(Type.String({ maxLength: 64 * 1024 })),
+  /** One hash: of the chunks' hashes. */
+  fold: Type.Optional(Type.Boolean()),
+  /** Frames up to this one are applied first. */
+  behindSeq: Type.Optional(Seq),
 });
 /** A disk of the source changed its size. */
 export const DiskResized = message('diskResized', {
@@ -239,6 +248,17 @@ export const StartMirror = message('startMirror', {
   cursorBytes: Bytes,
   skippedBytes: Bytes,
 });
+/**
+ * Compare [cursorBytes, endBytes) of a disk with its replica, which is whole, and repair what differs. Dropped without a
+ * word when order is lost or a mirror is asked for; the appliance sees both in the stream, and asks again.
+ */
+export const StartVerify = message('startVerify', {
+  jobId: Id,
+  disk: Type.Integer({ minimum: 0, maximum: 63 }),
+  run: Run,
+  cursorBytes: Bytes,
+  endBytes: Bytes,
+});
 /** Name of a recovery point, as a person gives it. */
 export const PointName = Type.String({
   minLength: 1,
@@ -262,7 +282,7 @@ export const Flow = message('flow', {
   nextSeq: Seq,
   reason: Nullable(Text),
 });
-/** Per chunk the first 16 bytes of its SHA-256, base64 of all of them; or why there are none. */
+/** Per chunk the first 16 bytes of the SHA-256 of what of it is compared, base64 of all of them; or why there are none. */
 export const Hashes = message('hashes', {
   requestId: Id,
   hashes: Type.Optional(Type.String({ maxLength: 4 * 1024 * 1024 })),
@@ -300,6 +320,7 @@ const SCHEMAS = {
   renewCertificate: RenewCertificate,
   renewNow: RenewNow,
   startMirror: StartMirror,
+  startVerify: StartVerify,
   status: Status,
   stopJob: StopJob,
   takePoint: TakePoint,

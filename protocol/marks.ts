@@ -98,6 +98,32 @@ export const ConsistencyPointMark = Type.Object({
 });
 export type ConsistencyPointMark = Static<typeof ConsistencyPointMark>;
 
+/**
+ * A verification begins, or goes on: all frames before it must be applied before replica hashes are taken for it. It says
+ * nothing of order or of what is mirrored: points go on.
+ */
+export const VerifyStartMark = Type.Object({
+  type: Type.Literal('verifyStart'),
+  disk: DiskIndex,
+  run: Run,
+});
+/**
+ * [startBytes, endBytes) of a disk was compared with its replica. What differed although no write accounts for it is in
+ * the stream before this mark. `repaired`: of the mismatches, those that were looked at again and are as the source's.
+ */
+export const VerifiedMark = Type.Object({
+  type: Type.Literal('verified'),
+  disk: DiskIndex,
+  run: Run,
+  startBytes: Bytes,
+  endBytes: Bytes,
+  comparedBytes: Bytes,
+  /** In blocks of 4 KiB, the others likewise. */
+  mismatches: Bytes,
+  repaired: Bytes,
+});
+export type VerifiedMark = Static<typeof VerifiedMark>;
+
 export const Mark = Type.Union([
   EpochStartMark,
   TickMark,
@@ -106,6 +132,8 @@ export const Mark = Type.Union([
   OrderLostMark,
   OrderResumedMark,
   ConsistencyPointMark,
+  VerifyStartMark,
+  VerifiedMark,
 ]);
 export type Mark = Static<typeof Mark>;
 

@@ -89,6 +89,14 @@ export class Exclusions {
     return [...totals.values()];
   }
 
+  /** Sorted: what of a disk is not on the replica for being excluded. */
+  async spans(disk: number): Promise<Span[]> {
+    const noted = await this.#inTurn(() => this.#read());
+    return noted
+      .flatMap((one) => (one.disk === disk ? one.file.spans : []))
+      .sort((a, b) => a.offsetBytes - b.offsetBytes);
+  }
+
   async forget(): Promise<void> {
     await this.#inTurn(async () => {
       this.#noted = [];

@@ -3,18 +3,15 @@
  * rest into the stream where it can't land over a newer write (touched.ts has the rule, docs/stream.md the argument).
  * Every run, whatever its kind, drains the disk's dirty map before it ends; a drain is a run of nothing else.
  */
-import { createHash } from 'node:crypto';
 import type { MirrorKind } from '../../protocol/control.ts';
 import type { FrameExtent } from '../../protocol/frame.ts';
+import { CHUNK_BYTES } from '../../protocol/hash-tree.ts';
 import type { BlockReader, Extent } from '../capture/capture.ts';
 import { chunkExtents, subtractSpans } from './chunk.ts';
+import { type CompareHost, compareDisk } from './compare.ts';
 import { drainDirty } from './drain.ts';
 import type { Span, Touched } from './touched.ts';
 
-export const CHUNK_BYTES = 1024 * 1024;
-const HASH_BYTES = 16;
-/** Hashes are asked for in spans of this, and one span ahead. */
-const HASH_SPAN_CHUNKS = 64;
 /** Reads under way at once. */
 const READ_AHEAD = 4;
 /** What was passed over is told at least so often, so that progress is seen and a resumed run need not repeat it. */
@@ -31,7 +28,7 @@ export interface MirrorAsk {
   skippedBytes: number;
 }
 
-export interface MirrorHost {
+export interface MirrorHost extends CompareHost {
   /** Every captured write of the disk that is sequenced from now on is remembered in the returned tracker. */
   track(disk: number): { touched: Touched; stop(): void };
   /** Resolves when it is acknowledged: hashes that are asked for before it would be of an older replica. */
@@ -50,10 +47,6 @@ export interface MirrorHost {
   leftOut(disk: number): readonly Span[];
   /** What an earlier look left out, and should not be left out any more, is dirty when it resolves. */
   settle(disk: number): Promise<void>;
-  /** Hashes of the replica, HASH_BYTES per chunk. */
-  replicaHashes(ask: MirrorAsk, span: Span): Promise<Buffer>;
-  /** Resolves when replication has left room for a mirror frame. */
-  room(): Promise<void>;
   /**
    * Resolves when every record that was in the ring at the call is sequenced.
    * @throws when order is lost: writes that a read has seen may be in no record
@@ -63,13 +56,11 @@ export interface MirrorHost {
   emit(ask: MirrorAsk, cursorBytes: number, skippedBytes: number, extents: FrameExtent[]): void;
   /** Figures for the status message. */
   progress(ask: MirrorAsk, cursorBytes: number, skippedBytes: number): void;
-  read(bytes: number): void;
 }
 
 interface Chunk {
   span: Span;
-  /** The parts of the chunk that matter; empty if none do. */
-  needed: Span[];
+  /** Null: nothing of it is needed. */
   data: Promise<{ data: Buffer; zero: boolean }> | null;
 }
 
@@ -141,6 +132,13 @@ async function takeAhead(host: MirrorHost, ask: MirrorAsk, taken: Extent[]): Pro
   if (rest.length > 0) await host.markDirty(ask.disk, rest);
 }
 
+/** What is to be sent of the blocks up to `endBytes`. */
+interface Part {
+  endBytes: number;
+  /** Spans that were read and must go, each with its data. */
+  pieces: Array<Span & { data: Buffer }>;
+}
+
 /** Every block of [cursorBytes, endBytes) that must go. */
 async function mirrorBlocks(
   host: MirrorHost,
@@ -151,44 +149,30 @@ async function mirrorBlocks(
 ): Promise<{ cursorBytes: number; skippedBytes: number }> {
   const { disk, kind } = ask;
   const unneeded = await host.unneeded(disk);
-  const hashes = kind === 'difference' ? new HashAhead(host, ask) : null;
-  let skippedBytes = ask.skippedBytes;
-  let toldBytes = ask.cursorBytes;
-  const queue: Chunk[] = [];
-  let nextBytes = ask.cursorBytes;
-  const fill = () => {
-    while (queue.length < READ_AHEAD && nextBytes < ask.endBytes) {
-      const lengthBytes = Math.min(CHUNK_BYTES, ask.endBytes - nextBytes);
-      const span = { offsetBytes: nextBytes, lengthBytes };
-      const needed = subtractSpans(span, unneeded);
-      const data = needed.length > 0 ? reader.read(nextBytes, lengthBytes) : null;
-      data?.catch(() => {});
-      queue.push({ span, needed, data });
-      nextBytes += lengthBytes;
-    }
-  };
-  for (fill(); queue.length > 0; fill()) {
-    const chunk = queue.shift()!;
-    const { span } = chunk;
-    const cursorBytes = span.offsetBytes + span.lengthBytes;
-    let extents: FrameExtent[] = [];
+  let { cursorBytes, skippedBytes } = ask;
+  let toldBytes = cursorBytes;
+  const parts =
+    kind === 'difference'
+      ? compareDisk(host, ask, reader, unneeded, signal)
+      : readDisk(host, ask, reader, unneeded);
+  for await (const { endBytes, pieces } of parts) {
+    signal.throwIfAborted();
+    const extents: FrameExtent[] = [];
     let inStreamBytes = 0;
-    if (chunk.data) {
-      const { data, zero } = await chunk.data;
-      host.read(data.length);
-      const same = hashes !== null && (await hashes.equal(span, data));
+    if (pieces.length > 0) {
+      await host.room();
       signal.throwIfAborted();
-      if (!same && !(zero && kind === 'full')) {
-        await host.room();
-        signal.throwIfAborted();
-        const spans = chunk.needed.flatMap((part) =>
+      for (const piece of pieces) {
+        const needed = subtractSpans(piece, unneeded);
+        const spans = needed.flatMap((part) =>
           touched.untouched(part.offsetBytes, part.lengthBytes),
         );
-        inStreamBytes = bytesOf(chunk.needed) - bytesOf(spans);
-        extents = chunkExtents(disk, kind, span.offsetBytes, data, spans);
+        inStreamBytes += bytesOf(needed) - bytesOf(spans);
+        extents.push(...chunkExtents(disk, kind, piece.offsetBytes, piece.data, spans));
       }
     }
-    skippedBytes += span.lengthBytes - inStreamBytes - bytesOf(extents);
+    skippedBytes += endBytes - cursorBytes - inStreamBytes - bytesOf(extents);
+    cursorBytes = endBytes;
     if (
       extents.length > 0 ||
       cursorBytes - toldBytes >= PROGRESS_BYTES ||
@@ -199,48 +183,37 @@ async function mirrorBlocks(
     }
     host.progress(ask, cursorBytes, skippedBytes);
   }
-  return { cursorBytes: Math.max(nextBytes, ask.cursorBytes), skippedBytes };
+  return { cursorBytes, skippedBytes };
 }
 
-/** The replica's hashes, asked for one span ahead of where they are needed. */
-class HashAhead {
-  readonly #host: MirrorHost;
-  readonly #ask: MirrorAsk;
-  #spans = new Map<number, Promise<Buffer>>();
-
-  constructor(host: MirrorHost, ask: MirrorAsk) {
-    this.#host = host;
-    this.#ask = ask;
-  }
-
-  /** Spans are counted from the cursor, as the run's chunks are. */
-  #spanAt(offsetBytes: number): Span {
-    const grain = HASH_SPAN_CHUNKS * CHUNK_BYTES;
-    const { cursorBytes, endBytes } = this.#ask;
-    const from = offsetBytes - ((offsetBytes - cursorBytes) % grain);
-    return { offsetBytes: from, lengthBytes: Math.min(grain, endBytes - from) };
-  }
-
-  #request(span: Span): Promise<Buffer> {
-    let hashes = this.#spans.get(span.offsetBytes);
-    if (!hashes) {
-      hashes = this.#host.replicaHashes(this.#ask, span);
-      hashes.catch(() => {});
-      this.#spans.set(span.offsetBytes, hashes);
+/** Everything that is needed and, for a replica that reads as zeroes, not zero. */
+async function* readDisk(
+  host: MirrorHost,
+  ask: MirrorAsk,
+  reader: BlockReader,
+  unneeded: readonly Span[],
+): AsyncGenerator<Part> {
+  const queue: Chunk[] = [];
+  let nextBytes = ask.cursorBytes;
+  const fill = () => {
+    while (queue.length < READ_AHEAD && nextBytes < ask.endBytes) {
+      const lengthBytes = Math.min(CHUNK_BYTES, ask.endBytes - nextBytes);
+      const span = { offsetBytes: nextBytes, lengthBytes };
+      const isNeeded = subtractSpans(span, unneeded).length > 0;
+      const data = isNeeded ? reader.read(nextBytes, lengthBytes) : null;
+      data?.catch(() => {});
+      queue.push({ span, data });
+      nextBytes += lengthBytes;
     }
-    return hashes;
-  }
-
-  async equal(chunk: Span, data: Buffer): Promise<boolean> {
-    const span = this.#spanAt(chunk.offsetBytes);
-    const hashes = this.#request(span);
-    const nextBytes = span.offsetBytes + span.lengthBytes;
-    if (nextBytes < this.#ask.endBytes) this.#request(this.#spanAt(nextBytes));
-    for (const from of this.#spans.keys()) if (from < span.offsetBytes) this.#spans.delete(from);
-    const all = await hashes;
-    const index = (chunk.offsetBytes - span.offsetBytes) / CHUNK_BYTES;
-    const theirs = all.subarray(index * HASH_BYTES, (index + 1) * HASH_BYTES);
-    const ours = createHash('sha256').update(data).digest().subarray(0, HASH_BYTES);
-    return theirs.equals(ours);
+  };
+  for (fill(); queue.length > 0; fill()) {
+    const { span, data: reading } = queue.shift()!;
+    const part: Part = { endBytes: span.offsetBytes + span.lengthBytes, pieces: [] };
+    if (reading) {
+      const { data, zero } = await reading;
+      host.read(data.length);
+      if (!zero) part.pieces.push({ ...span, data });
+    }
+    yield part;
   }
 }

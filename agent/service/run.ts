@@ -11,6 +11,7 @@ import {
   type ControlOf,
   type ErrorMessage,
   FEATURE_POINTS,
+  FEATURE_VERIFY,
   HEARTBEAT_MS,
   knownCode,
   type MachineIdentity,
@@ -286,7 +287,7 @@ export class AgentService {
       agentVersion: AGENT_VERSION,
       machine,
       passive: role.role === 'passive' ? { reason: role.reason } : null,
-      features: [FEATURE_POINTS],
+      features: [FEATURE_POINTS, FEATURE_VERIFY],
     });
     return { welcomed: welcome.promise, ended: end.promise };
   }

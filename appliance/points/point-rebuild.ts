@@ -29,7 +29,7 @@ export const unknownRecord = (certain: StreamRecord, firstSeq: number): StreamRe
 
 /** Marks that say nothing of order or mirrors. */
 export const changesRecord = (mark: Mark): boolean =>
-  mark.type !== 'tick' && mark.type !== 'consistencyPoint';
+  !['tick', 'consistencyPoint', 'verifyStart', 'verified'].includes(mark.type);
 
 /**
  * The record with one more frame of the history.

@@ -5,7 +5,6 @@
  * It knows nothing of jobs, hypervisors or users: the job service opens it, hands it the agent's connections and the
  * replica disks, and reads `state()`.
  */
-import { createHash } from 'node:crypto';
 import { EventEmitter, once } from 'node:events';
 import { mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -24,6 +23,7 @@ import {
   undError,
 } from '../../protocol/errors.ts';
 import { type Compression, checkFrame, type FrameHeader } from '../../protocol/frame.ts';
+import { hashOf } from '../../protocol/hash-tree.ts';
 import { type Mark, readMark } from '../../protocol/marks.ts';
 import { Applier } from '../apply/applier.ts';
 import { ReplicaDisk } from '../apply/replica-disk.ts';
@@ -39,6 +39,7 @@ import type { Point, PointIndex } from '../points/point-index.ts';
 import { PointStore } from '../points/point-store.ts';
 import { ClockMap } from './clock-map.ts';
 import { Rate } from './rate.ts';
+import { hashRange, isMaskOf, KeptHashes } from './replica-hashes.ts';
 import {
   askDifference,
   askDifferenceOf,
@@ -47,11 +48,14 @@ import {
   isWhole,
   type MirrorState,
   newStreamRecord,
+  newVerifications,
   type PointRecord,
   passGate,
   StreamRecord,
+  type Verification,
   whyNotWhole,
   withGood,
+  withVerifications,
 } from './stream-record.ts';
 
 export interface StreamDisk {
@@ -171,6 +175,8 @@ export interface StreamView {
     mirror: StreamMirror;
     /** What is not on the replica because it is excluded; null: the agent is not there to tell. */
     excluded: { files: number; bytes: number } | null;
+    /** Null: none was ever asked for. */
+    verification: Verification | null;
   }>;
   /** Frames received, as they crossed the network. */
   rateBytesPerSec: number;
@@ -231,8 +237,11 @@ interface Connection {
   status: ControlOf<'status'> | null;
   /** What mirrors were asked for on this connection: by disk, the run and the state it answers. */
   asked: Map<number, { run: number; need: MirrorState }>;
+  /** What verifications were asked for on this connection: the run, by disk. */
+  verifying: Map<number, number>;
   /** Requests for hashes that are being answered. */
   hashing: number;
+  hashes: KeptHashes;
   /** Why the agent cannot take up the job; it tries again by itself. */
   failed: SerialisedError | null;
   /** The last error of each disk that the agent told of. */
@@ -244,9 +253,8 @@ const CHANGE_MS = 200;
 /** Lag above this is shown as catching up. */
 const PROTECTED_LAG_MS = 15_000;
 const PROTECTED_BACKLOG_BYTES = 256 * 1024 * 1024;
-/** An agent asks for one span and the next. */
-const MAX_HASHING = 8;
-export const HASH_BYTES = 16;
+/** An agent asks for a span, the next one, and some chunks. */
+const MAX_HASHING = 16;
 
 /** @fires change */
 export class ReplicationStream extends EventEmitter<StreamEvents> {
@@ -279,8 +287,8 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
   #lastDisconnect = 'the agent has not connected yet';
   #epochReason = 'first start of the stream';
   #lastRun = new Map<number, number>();
-  /** By disk: the newest start of a mirror run, which must be applied before its hashes are taken. */
-  #mirrorStarts = new Map<number, { run: number; seq: number }>();
+  /** By disk: the newest start of a mirror run or a verification, applied before its hashes are taken. */
+  #runStarts = new Map<number, { run: number; seq: number }>();
   #clock = new ClockMap();
   #rate = new Rate();
   #mirrorRate = new Rate();
@@ -654,6 +662,29 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
     this.#changed();
   }
 
+  /**
+   * Compare disks with their source while replication and points go on, and repair what differs; as soon as the replica
+   * is whole and the agent there. A verification that is under way goes on. Durable when it resolves.
+   * @param diskIds undefined: all
+   * @throws UND_NOT_FOUND
+   */
+  async verifyDisks(diskIds?: readonly string[]): Promise<void> {
+    const unknown = diskIds?.find((id) => !this.#disks.some(({ diskId }) => diskId === id));
+    if (unknown !== undefined) throw undError('UND_NOT_FOUND', { kind: 'disk', id: unknown });
+    const indexes = this.#disks
+      .filter(({ diskId }) => diskIds?.includes(diskId) ?? true)
+      .map(({ index }) => index);
+    const verifications = newVerifications(this.#durable, indexes);
+    const ask = (record: StreamRecord) => withVerifications(record, verifications);
+    this.#durable = ask(this.#durable);
+    this.#written = ask(this.#written);
+    this.#reading = ask(this.#reading);
+    this.#applied = ask(this.#applied);
+    await this.#persist();
+    this.#askVerifications();
+    this.#changed();
+  }
+
   /** Let the agent connect and be configured anew, at once: what it could not do may go now. */
   reconnectAgent(reason: string): void {
     this.#disconnect(undError('UND_LINK_CLOSED', { reason }));
@@ -707,7 +738,9 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
       ready: false,
       status: null,
       asked: new Map(),
+      verifying: new Map(),
       hashing: 0,
+      hashes: new KeptHashes(),
       failed: null,
       problems: new Map(),
     };
@@ -760,6 +793,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
         // The agent ends its mirror runs when it is configured: they are asked for again when it is ready.
         connection.ready = false;
         connection.asked.clear();
+        connection.verifying.clear();
         const bound = this.#durable.epoch === this.#journal.epoch;
         connection.channel.send({
           type: 'configureJob',
@@ -799,6 +833,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
         connection.ready = message.streamEpoch === this.#journal.epoch;
         connection.failed = null;
         this.#askMirrors();
+        this.#askVerifications();
         break;
       case 'needEpoch':
         if (message.streamEpoch !== this.#journal.epoch) break;
@@ -866,8 +901,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
       throw undError('UND_FRAME_GAP', { seq: header.seq, job: this.jobId, expected });
     }
     this.#resync = false;
-    if (mark?.type === 'mirrorStart')
-      this.#mirrorStarts.set(mark.disk, { run: mark.run, seq: header.seq });
+    this.#noteStart(header, mark);
     await this.#journal.append(header, frame).catch((error) => {
       // The failed event has held intake already; the frame is sent again when it opens.
       if (!this.#journal.error) throw error;
@@ -918,6 +952,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
       reason: null,
     });
     this.#askMirrors();
+    this.#askVerifications();
     this.#changed();
   }
 
@@ -958,8 +993,33 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
     }
   }
 
+  /** Only of a replica that is whole: elsewhere a mirror has to come first, and compares as well. */
+  #askVerifications(): void {
+    const connection = this.#connection;
+    if (!connection) return;
+    if (!isWhole(this.#durable) || this.#durable.order.name !== 'held') {
+      // The agent has dropped them: it lost order, or was asked for a mirror.
+      connection.verifying.clear();
+      return;
+    }
+    if (!connection.ready || this.#intake.name === 'held' || this.#fault) return;
+    for (const { index, sizeBytes, verification } of this.#durable.disks) {
+      if (!verification?.asked || connection.verifying.get(index) === verification.run) continue;
+      connection.verifying.set(index, verification.run);
+      connection.channel.send({
+        type: 'startVerify',
+        optional: true,
+        jobId: this.jobId,
+        disk: index,
+        run: verification.run,
+        cursorBytes: verification.asked.cursorBytes,
+        endBytes: sizeBytes,
+      });
+    }
+  }
+
   async #answerHashes(connection: Connection, request: ControlOf<'hashRequest'>): Promise<void> {
-    const { requestId, disk, offsetBytes, lengthBytes, chunkBytes } = request;
+    const { requestId, disk, offsetBytes, lengthBytes, chunkBytes, fold, behindSeq } = request;
     connection.hashing++;
     try {
       if (connection.hashing > MAX_HASHING) {
@@ -970,7 +1030,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
       }
       const record = this.#durable.disks.find(({ index }) => index === disk);
       const sizeBytes = record?.sizeBytes;
-      const start = this.#mirrorStarts.get(disk);
+      const start = this.#runStarts.get(disk);
       const startSeq = start?.run === request.run ? start.seq : undefined;
       if (
         startSeq === undefined ||
@@ -982,21 +1042,25 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
           reason: `no run of disk ${disk} covers ${lengthBytes} bytes at ${offsetBytes}`,
         });
       }
-      await this.#untilWritten(connection, startSeq);
-      const hashes: Buffer[] = [];
-      for (let done = 0; done < lengthBytes; done += chunkBytes) {
-        const replica = this.#replicas.get(disk);
-        if (!replica)
-          throw undError('UND_APPLY_PAUSED', { job: this.jobId, reason: 'its disks are closed' });
-        const length = Math.min(chunkBytes, lengthBytes - done);
-        const data = await replica.read(offsetBytes + done, length);
-        hashes.push(createHash('sha256').update(data).digest().subarray(0, HASH_BYTES));
+      const mask = request.mask === undefined ? null : Buffer.from(request.mask, 'base64');
+      if (mask && !isMaskOf(mask, lengthBytes)) {
+        throw undError('UND_CONTROL_INVALID', { type: 'hashRequest', reason: 'its mask is short' });
       }
-      connection.channel.send({
-        type: 'hashes',
-        requestId,
-        hashes: Buffer.concat(hashes).toString('base64'),
-      });
+      await this.#untilWritten(connection, Math.max(startSeq, behindSeq ?? 0));
+      // Hashes of any moment behind the start will do, so those that made the one hash of a span are good again.
+      const key = `${startSeq}:${disk}:${offsetBytes}:${lengthBytes}:${chunkBytes}:${request.mask}`;
+      const kept = behindSeq === undefined ? connection.hashes.take(key) : undefined;
+      const range = { offsetBytes, lengthBytes, chunkBytes, mask };
+      const hashes =
+        kept ??
+        (await hashRange(range, (offset, length) => {
+          const replica = this.#replicas.get(disk);
+          if (replica) return replica.read(offset, length);
+          throw undError('UND_APPLY_PAUSED', { job: this.jobId, reason: 'its disks are closed' });
+        }));
+      if (fold) connection.hashes.keep(key, hashes);
+      const answer = fold ? await hashOf(hashes as Buffer<ArrayBuffer>) : hashes;
+      connection.channel.send({ type: 'hashes', requestId, hashes: answer.toString('base64') });
     } catch (error) {
       connection.channel.send({
         type: 'hashes',
@@ -1063,8 +1127,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
 
   #foldDurable({ header, frame }: JournalFrame): Mark | null {
     const mark = header.kind === 'mark' ? readMark(header, frame) : null;
-    if (mark?.type === 'mirrorStart')
-      this.#mirrorStarts.set(mark.disk, { run: mark.run, seq: header.seq });
+    this.#noteStart(header, mark);
     const before = this.#durable.disks;
     this.#durable = foldFrame(this.#durable, header, mark);
     if (header.kind === 'mirror') this.#countMirror(before);
@@ -1074,6 +1137,12 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
       if (this.#points.full) this.#points.seal(this.#durable).catch(notUrgent);
     }
     return mark;
+  }
+
+  /** Hashes for this run are of the replica behind this frame. */
+  #noteStart({ seq }: FrameHeader, mark: Mark | null): void {
+    if (mark?.type === 'mirrorStart' || mark?.type === 'verifyStart')
+      this.#runStarts.set(mark.disk, { run: mark.run, seq });
   }
 
   #countMirror(before: StreamRecord['disks']): void {
@@ -1099,6 +1168,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
     });
     this.#applier.poke();
     if (ask) this.#askMirrors();
+    if (ask) this.#askVerifications();
     for (const [index, error] of this.#connection?.problems ?? []) {
       if (this.#isOver(index, error)) this.#connection?.problems.delete(index);
     }
@@ -1189,12 +1259,13 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
     return {
       phase: this.#phase(lagMs),
       mode: this.#mode(),
-      disks: record.disks.map(({ index, sizeBytes, mirror }) => ({
+      disks: record.disks.map(({ index, sizeBytes, mirror, verification }) => ({
         diskId: this.#disks.find((disk) => disk.index === index)?.diskId ?? String(index),
         index,
         sizeBytes,
         mirror: viewMirror(mirror),
         excluded: viewExcluded(status, index),
+        verification: verification ?? null,
       })),
       rateBytesPerSec: this.#rate.perSecond(),
       etaSeconds: this.#eta(),

@@ -7,7 +7,7 @@ import Type, { type Static } from 'typebox';
 import { CompareDisks, uniteCompare } from '../../protocol/compare-disks.ts';
 import { MirrorKind as Kind } from '../../protocol/control.ts';
 import type { FrameHeader } from '../../protocol/frame.ts';
-import type { Mark } from '../../protocol/marks.ts';
+import type { Mark, VerifiedMark } from '../../protocol/marks.ts';
 import { ConsistencyPointMark } from '../../protocol/marks.ts';
 
 const Bytes = Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER });
@@ -48,6 +48,19 @@ export const MirrorState = Type.Union([
 ]);
 export type MirrorState = Static<typeof MirrorState>;
 
+/** What a verification has found so far, or found; mismatches and repaired in blocks of 4 KiB. */
+const Found = { comparedBytes: Bytes, mismatches: Bytes, repaired: Bytes };
+/**
+ * Verification of a disk. `run`: the newest that was asked for, counted apart from mirror runs. `asked`: it is to be done;
+ * before cursorBytes all is compared. `last`: the newest that came to its end, by the source's wall clock.
+ */
+export const Verification = Type.Object({
+  run: Type.Integer({ minimum: 1 }),
+  asked: Type.Union([Type.Null(), Type.Object({ cursorBytes: Bytes, ...Found })]),
+  last: Type.Union([Type.Null(), Type.Object({ wallMs: Bytes, ...Found })]),
+});
+export type Verification = Static<typeof Verification>;
+
 /** A point that was asked for and is whole: `point` holds at frame `seq`. */
 export const PointRecord = Type.Object({ seq: Bytes, wallMs: Bytes, point: ConsistencyPointMark });
 export type PointRecord = Static<typeof PointRecord>;
@@ -82,6 +95,7 @@ export const StreamRecord = Type.Object({
       sizeBytes: Bytes,
       lastRun: Bytes,
       mirror: MirrorState,
+      verification: Type.Optional(Verification),
     }),
   ),
   /**
@@ -243,6 +257,14 @@ export function foldFrame(
         next.points = [...(record.points ?? []), point].slice(-POINTS_KEPT);
       }
       break;
+    case 'verified':
+      next.disks = record.disks.map((disk) =>
+        disk.index === mark.disk
+          ? { ...disk, verification: verificationAfter(disk, mark, header.wallMs) }
+          : disk,
+      );
+      break;
+    case 'verifyStart':
     case 'tick':
     case undefined:
       break;
@@ -250,6 +272,25 @@ export function foldFrame(
   if (next.order.name === 'resumed' && isWhole(next)) next.order = { name: 'held' };
   next.good = goodAfter(record, next);
   return next;
+}
+
+function verificationAfter(
+  { sizeBytes, verification }: DiskRecord,
+  mark: VerifiedMark,
+  wallMs: number,
+): Verification | undefined {
+  const asked = verification?.asked;
+  // A section of another run, or one that was done before: its repairs count no second time.
+  if (!asked || verification.run !== mark.run || asked.cursorBytes !== mark.startBytes)
+    return verification;
+  const found = {
+    comparedBytes: asked.comparedBytes + mark.comparedBytes,
+    mismatches: asked.mismatches + mark.mismatches,
+    repaired: asked.repaired + mark.repaired,
+  };
+  return mark.endBytes < sizeBytes
+    ? { ...verification, asked: { cursorBytes: mark.endBytes, ...found } }
+    : { ...verification, asked: null, last: { wallMs, ...found } };
 }
 
 function goodAfter(before: StreamRecord, { seq, wallMs, ...after }: StreamRecord) {
@@ -327,6 +368,37 @@ export const askDifferenceOf = (
         }
       : disk,
   ),
+});
+
+/**
+ * What asks for a verification of these disks, by index; for `withVerifications`. One that is under way goes on.
+ * @param durable the newest record
+ */
+export const newVerifications = (
+  durable: StreamRecord,
+  indexes: readonly number[],
+): Map<number, Verification> => {
+  const asked = { cursorBytes: 0, comparedBytes: 0, mismatches: 0, repaired: 0 };
+  return new Map(
+    durable.disks
+      .filter(({ index, verification }) => indexes.includes(index) && !verification?.asked)
+      .map(({ index, verification }) => [
+        index,
+        { run: (verification?.run ?? 0) + 1, asked, last: verification?.last ?? null },
+      ]),
+  );
+};
+
+/** The record with these verifications, whatever an older record knew of the disks' earlier ones. */
+export const withVerifications = (
+  record: StreamRecord,
+  verifications: ReadonlyMap<number, Verification>,
+): StreamRecord => ({
+  ...record,
+  disks: record.disks.map((disk) => {
+    const verification = verifications.get(disk.index);
+    return verification ? { ...disk, verification } : disk;
+  }),
 });
 
 /** The record with a difference mirror of all disks asked for. */

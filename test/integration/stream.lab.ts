@@ -185,7 +185,7 @@ export class ScriptedKernel {
         await this.files[disk]!.read(data, 0, half, offsetBytes);
         await new Promise((resolve) => setImmediate(resolve));
         await this.files[disk]!.read(data, half, lengthBytes - half, offsetBytes + half);
-        return { data, zero: data.every((byte) => byte === 0) };
+        return { data, zero: data.equals(Buffer.alloc(lengthBytes)) };
       },
       close: async () => {},
     };

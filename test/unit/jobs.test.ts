@@ -301,7 +301,7 @@ t.test('a failover needs a whole replica', async (t) => {
     doneBytes: 50,
     skippedBytes: 0,
   } as const;
-  const disks = [{ diskId: 'd', index: 0, sizeBytes: 200, mirror, excluded: null }];
+  const disks = [{ diskId: 'd', index: 0, sizeBytes: 200, mirror, excluded: null, verification: null }];
   t.match(recoverable(view({ name: 'mirroring', reason: '' }, { consistent: false, disks })), {
     ok: false,
     reason: 'a mirror is at 25 % (first mirror)',
