@@ -291,6 +291,11 @@ const PointEveryMinutes = Type.Optional(
     }),
   ),
 );
+const VerifyEvery = Type.Optional(
+  Type.Union([Type.Literal('off'), Type.Literal('daily'), Type.Literal('weekly')], {
+    description: 'compare the replica disks with the source so often; off if absent',
+  }),
+);
 export const ProtectRequest = Type.Object({
   sourceId: Id,
   diskIds: Type.Array(Id, { minItems: 1 }),
@@ -308,6 +313,7 @@ export const ProtectRequest = Type.Object({
   /** Left out: DEFAULT_EXCLUSIONS. */
   exclusions: Type.Optional(Exclusions),
   pointEveryMinutes: PointEveryMinutes,
+  verifyEvery: VerifyEvery,
 });
 export type ProtectRequest = Static<typeof ProtectRequest>;
 export const ProtectPlan = Type.Object({
@@ -341,6 +347,24 @@ export const StreamMode = Type.Object({
   reason: Nullable(Type.String()),
   since: Nullable(Iso),
 });
+/** Mismatches and repaired are blocks of 4 KiB. */
+export const DiskVerification = Type.Object({
+  running: Nullable(
+    Type.Object({
+      doneBytes: Type.Number({ description: 'of the disk; told each 4 GiB' }),
+      mismatches: Type.Number(),
+    }),
+  ),
+  last: Nullable(
+    Type.Object({
+      at: Iso,
+      comparedBytes: Type.Number({ description: 'without what is free, excluded or swap' }),
+      mismatches: Type.Number({ description: 'differed although no write accounts for it' }),
+      repaired: Type.Number({ description: 'of them; looked at again afterwards' }),
+    }),
+  ),
+});
+export type DiskVerification = Static<typeof DiskVerification>;
 export const JobDisk = Type.Object({
   diskId: Id,
   name: Type.String(),
@@ -365,6 +389,7 @@ export const JobDisk = Type.Object({
       { description: 'files whose content is not on the replica; null while the agent is away' },
     ),
   ),
+  verification: DiskVerification,
 });
 export type JobDisk = Static<typeof JobDisk>;
 export const JobFigures = Type.Object({
@@ -444,6 +469,7 @@ export const Job = Type.Object({
   problems: Type.Array(ApiError, { description: 'what the agent says of single disks now' }),
   figures: JobFigures,
   askedPoints: AskedPoints,
+  verifyNextAt: Nullable(Iso),
   settings: ProtectRequest,
   failoverId: Nullable(Id),
   provenBootableAt: Nullable(Iso),
@@ -459,6 +485,7 @@ export const JobSettingsPatch = Type.Object({
   checkpointMinutes: Type.Optional(CheckpointMinutes),
   exclusions: Type.Optional(Exclusions),
   pointEveryMinutes: PointEveryMinutes,
+  verifyEvery: VerifyEvery,
 });
 export type JobSettingsPatch = Static<typeof JobSettingsPatch>;
 export const Checkpoint = Type.Object({

@@ -1,4 +1,5 @@
 import { rm } from 'node:fs/promises';
+import { FEATURE_VERIFY } from '../../protocol/control.ts';
 import {
   asUndError,
   type SerialisedError,
@@ -22,6 +23,7 @@ import { jobState, jobView, type LiveFacts, recoverable, takenPoint } from './jo
 import { type JobEvent, nextPhase } from './phase.ts';
 import { nextPointMs } from './point-schedule.ts';
 import { streamLimits } from './stream-limits.ts';
+import { nextVerifyMs } from './verify-schedule.ts';
 import type { PoolLevel } from './watermark.ts';
 
 const DISK_LIMIT_MS = 60_000;
@@ -135,6 +137,7 @@ export class JobActor {
       agentOnline: this.#c.session() !== null,
       sourceName: this.#c.sourceOf()?.name ?? this.row.sourceId,
       points: { nextMs: this.#nextPointMs, problem: this.#pointProblem },
+      verifyNextMs: this.#nextVerifyMs(),
     };
   }
 
@@ -214,6 +217,38 @@ export class JobActor {
       }
       return this.view();
     });
+  }
+
+  /** Asks for it; it is done as soon as the replica is whole and the agent there, also after a restart. */
+  verify(diskId: string | undefined): Promise<Job> {
+    return this.#inTurn(async () => {
+      const { phase } = this.row;
+      if (phase.name !== 'active' || phase.paused || !this.#stream)
+        throw this.#stateError('verified');
+      const hello = this.#c.session()?.hello;
+      if (hello && !hello.features?.includes(FEATURE_VERIFY)) {
+        throw undError('UND_AGENT_OUTDATED', {
+          source: hello.machine.hostname,
+          feature: FEATURE_VERIFY,
+        });
+      }
+      await this.#stream.verifyDisks(diskId === undefined ? undefined : [diskId]);
+      return this.view();
+    });
+  }
+
+  #nextVerifyMs(): number | null {
+    const disks = this.streamView()?.disks.map(({ verification }) => verification) ?? null;
+    const { settings, createdAt } = this.row;
+    return nextVerifyMs(settings.verifyEvery ?? 'off', disks, Date.parse(createdAt));
+  }
+
+  /** Looked at now and then. */
+  verifyIfDue(nowMs = Date.now()): void {
+    const due = this.#nextVerifyMs();
+    const { phase } = this.row;
+    if (due === null || due > nowMs || phase.name !== 'active' || phase.paused) return;
+    this.verify(undefined).catch((error) => this.#report(error));
   }
 
   /**

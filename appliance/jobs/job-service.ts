@@ -215,6 +215,11 @@ export class JobService {
     return this.actor(jobId).mirror(diskId);
   }
 
+  /** @throws UND_NOT_FOUND, UND_JOB_STATE, UND_AGENT_OUTDATED */
+  async verify(jobId: string, diskId: string | undefined): Promise<Job> {
+    return this.actor(jobId).verify(diskId);
+  }
+
   /** @throws UND_NOT_FOUND and what JobActor.takePoint throws */
   async takePoint(jobId: string, request: PointRequest): Promise<TakenPoint> {
     return this.actor(jobId).takePoint(request.name ?? 'On demand', request.quiesce ?? true);
@@ -268,7 +273,10 @@ export class JobService {
 
   /** Shares change as jobs come and go; and the journals' limits together may be more than the disk. */
   async #pollJournalDisk(): Promise<void> {
-    for (const actor of this.#actors.values()) await actor.limitsChanged();
+    for (const actor of this.#actors.values()) {
+      await actor.limitsChanged();
+      actor.verifyIfDue();
+    }
     const { blocks, bavail, bsize } = await statfs(this.#o.journalDir);
     const users = [...this.#actors.values()].flatMap(({ row, stream }) => {
       if (!stream) return [];

@@ -1,8 +1,9 @@
 /** What a person sees of a job: derived, purely, from its persisted phase and what its stream says now. */
 import type { SerialisedError } from '../../protocol/errors.ts';
 import type { ConsistencyPointMark, HookReport } from '../../protocol/marks.ts';
-import type { ApiError, Job, JobState, TakenPoint } from '../api/schema.ts';
+import type { ApiError, DiskVerification, Job, JobState, TakenPoint } from '../api/schema.ts';
 import type { StreamView } from '../replication/replication-stream.ts';
+import type { Verification } from '../replication/stream-record.ts';
 import type { JobRow } from '../state/jobs.ts';
 
 export interface LiveFacts {
@@ -19,6 +20,7 @@ export interface LiveFacts {
   sourceName: string;
   /** Of the schedule of points. */
   points: { nextMs: number | null; problem: SerialisedError | null };
+  verifyNextMs: number | null;
 }
 
 const apiError = ({ code, message, hint }: SerialisedError): ApiError => ({ code, message, hint });
@@ -113,6 +115,19 @@ export const takenPoint = (
   hooks: [...mark.hooks, ...postHooks],
 });
 
+function diskVerification(verification: Verification | null): DiskVerification {
+  const { asked, last } = verification ?? { asked: null, last: null };
+  return {
+    running: asked && { doneBytes: asked.cursorBytes, mismatches: asked.mismatches },
+    last: last && {
+      at: new Date(last.wallMs).toISOString(),
+      comparedBytes: last.comparedBytes,
+      mismatches: last.mismatches,
+      repaired: last.repaired,
+    },
+  };
+}
+
 /** The job as the API shows it. */
 export function jobView(row: JobRow, live: LiveFacts): Job {
   const { view } = live;
@@ -145,6 +160,7 @@ export function jobView(row: JobRow, live: LiveFacts): Job {
             }
           : null,
         excluded: seen?.excluded ?? null,
+        verification: diskVerification(seen?.verification ?? null),
       };
     }),
     problems: (view?.problems ?? []).map(({ error }) => apiError(error)),
@@ -170,6 +186,7 @@ export function jobView(row: JobRow, live: LiveFacts): Job {
       nextAt: iso(live.points.nextMs),
       problem: live.points.problem ? apiError(live.points.problem) : null,
     },
+    verifyNextAt: iso(live.verifyNextMs),
     settings: row.settings,
     failoverId:
       row.phase.name === 'failing-over' || row.phase.name === 'failed-over'

@@ -241,6 +241,24 @@ t.test(
   },
 );
 
+t.test('the replica disks are verified on demand and on schedule', async (t) => {
+  const url = `/api/jobs/${jobId}`;
+  t.equal((await job()).disks[0]!.verification.last, null);
+  const asked = await lab.call<Job>('POST', `${url}/verify`, {});
+  t.ok(asked.disks.every(({ verification }) => verification.running));
+  await until('the verification', async () =>
+    (await job()).disks.every(({ verification }) => verification.last && !verification.running),
+  );
+  t.match((await job()).disks[0]!.verification.last, { mismatches: 0, repaired: 0 });
+  t.equal((await job()).verifyNextAt, null, 'no schedule unless somebody wants one');
+  await lab.call('PATCH', url, { verifyEvery: 'daily' });
+  const next = Date.parse((await job()).verifyNextAt ?? '');
+  t.ok(next > Date.now() + 23 * 3_600_000 && next <= Date.now() + 24 * 3_600_000);
+  await lab.call('PATCH', url, { verifyEvery: 'off' });
+  const nobody = await lab.inject('POST', `${url}/verify`, { diskId: 'nobody' });
+  t.equal(nobody.statusCode, 404, nobody.body);
+});
+
 t.test('a pause holds intake over a restart of the appliance, and resuming goes on', async (t) => {
   await lab.call('POST', `/api/jobs/${jobId}/pause`);
   t.match(await stateOf(), { name: 'paused' });

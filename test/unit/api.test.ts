@@ -184,6 +184,7 @@ t.test('what is not there is a coded 404', async (t) => {
     ['POST', '/api/jobs/nope/pause'],
     ['POST', '/api/jobs/nope/resume'],
     ['POST', '/api/jobs/nope/mirror', {}],
+    ['POST', '/api/jobs/nope/verify', {}],
     ['DELETE', '/api/jobs/nope?disks=keep'],
     ['POST', '/api/jobs/nope/failover', { kind: 'unplanned', confirm: 'x' }],
     ['GET', '/api/failovers/nope'],

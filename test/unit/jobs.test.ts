@@ -14,6 +14,7 @@ import { jobState, type LiveFacts, recoverable } from '../../appliance/jobs/job-
 import { type JobEvent, type JobPhase, nextPhase } from '../../appliance/jobs/phase.ts';
 import { humanBytes, type PlanFacts, planProtection } from '../../appliance/jobs/plan.ts';
 import { nextPointMs } from '../../appliance/jobs/point-schedule.ts';
+import { nextVerifyMs } from '../../appliance/jobs/verify-schedule.ts';
 import { poolLevel, reserveBytes } from '../../appliance/jobs/watermark.ts';
 import type { StreamView } from '../../appliance/replication/replication-stream.ts';
 import { undError } from '../../protocol/errors.ts';
@@ -248,6 +249,7 @@ const live = (patch: Partial<LiveFacts>): LiveFacts => ({
   step: 'a step',
   problem: null,
   poolLow: null,
+  verifyNextMs: null,
   attached: new Set(),
   agentOnline: true,
   sourceName: 'web1',
@@ -301,7 +303,9 @@ t.test('a failover needs a whole replica', async (t) => {
     doneBytes: 50,
     skippedBytes: 0,
   } as const;
-  const disks = [{ diskId: 'd', index: 0, sizeBytes: 200, mirror, excluded: null, verification: null }];
+  const disks = [
+    { diskId: 'd', index: 0, sizeBytes: 200, mirror, excluded: null, verification: null },
+  ];
   t.match(recoverable(view({ name: 'mirroring', reason: '' }, { consistent: false, disks })), {
     ok: false,
     reason: 'a mirror is at 25 % (first mirror)',
@@ -390,4 +394,16 @@ t.test('scheduled points: at fixed moments, spread over the jobs, never in the p
   t.equal(nextPointMs('job-a', 60, next - 1), next, 'a restart moves none');
   t.equal(nextPointMs('job-a', 60, next), next + 3_600_000, 'the one that is due is not due again');
   t.not(nextPointMs('job-b', 60, now), next, 'another job freezes its server at another moment');
+});
+
+t.test('a verification is due a period after the oldest one, and not while one runs', async (t) => {
+  const day = 24 * 3_600_000;
+  const found = { comparedBytes: 1, mismatches: 0, repaired: 0 };
+  const at = (wallMs: number) => ({ run: 1, asked: null, last: { wallMs, ...found } });
+  const running = { ...at(5), asked: { cursorBytes: 0, ...found } };
+  t.equal(nextVerifyMs('daily', [at(2 * day), at(day)], 0), 2 * day);
+  t.equal(nextVerifyMs('weekly', [at(2 * day), null], day), 8 * day, 'as old as the job');
+  t.equal(nextVerifyMs('daily', [at(day), running], 0), null);
+  t.equal(nextVerifyMs('off', [at(day)], 0), null);
+  t.equal(nextVerifyMs('daily', null, 0), null);
 });

@@ -101,6 +101,7 @@ t.test('the mirror of several disks adds up, and says when a replica is not whol
     attached: true,
     mirror: { kind: 'full', reason: 'first', totalBytes, doneBytes, skippedBytes: 1 },
     excluded: null,
+    verification: { running: null, last: null },
   });
   const disks = [disk(10, 10), disk(3, 20)];
   t.same(mirrorTotal({ disks }), { doneBytes: 13, totalBytes: 30, skippedBytes: 2 });

@@ -116,6 +116,17 @@ export function registerJobRoutes(route: Router, { jobs }: Services): void {
 
   route({
     method: 'POST',
+    url: '/api/jobs/:id/verify',
+    access: 'operator',
+    summary: 'Compare the replica disks with the source while replication goes on, and repair them',
+    act: 'job.verify',
+    schema: { params: ById, body: Type.Optional(MirrorRequest), response: { 200: Job } },
+    handler: (request) =>
+      jobs.verify(idOf(request), (request.body as { diskId?: string } | null)?.diskId),
+  });
+
+  route({
+    method: 'POST',
     url: '/api/jobs/:id/points',
     access: 'operator',
     summary: 'Take a recovery point now, with the applications of the source at rest if possible',

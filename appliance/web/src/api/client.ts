@@ -178,6 +178,7 @@ export const api = {
   resumeJob: (jobId: string) => post<Job>(`/api/jobs/${id(jobId)}/resume`),
   mirrorJob: (jobId: string, diskId?: string) =>
     post<Job>(`/api/jobs/${id(jobId)}/mirror`, diskId ? { diskId } : {}),
+  verifyJob: (jobId: string) => post<Job>(`/api/jobs/${id(jobId)}/verify`, {}),
   takePoint: (jobId: string, request: PointRequest) =>
     post<TakenPoint>(`/api/jobs/${id(jobId)}/points`, request, HOOKS_LIMIT_MS),
   deleteJob: (jobId: string, disks: 'keep' | 'delete') =>

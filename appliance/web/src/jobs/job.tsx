@@ -51,6 +51,7 @@ import {
   TransferForm,
   transferFields,
 } from './settings-fields.tsx';
+import { NextVerification, Verified, VerifyButton, VerifyField } from './verification.tsx';
 import { describeJob, describeLag, describeStream, mirrorTotal } from './words.ts';
 
 function Figure(props: {
@@ -183,6 +184,7 @@ function DiskRow(props: { disk: JobDisk }) {
         ) : (
           <span className="und-quiet">none running</span>
         )}
+        <Verified verification={disk.verification} sizeBytes={disk.sizeBytes} />
         {disk.excluded && disk.excluded.files > 0 && (
           <div className="und-quiet" data-testid="disk-excluded" data-bytes={disk.excluded.bytes}>
             excluded: {formatBytes(disk.excluded.bytes)} in {count(disk.excluded.files, 'file')}
@@ -243,6 +245,7 @@ function SettingsDialog(props: { job: Job; close: () => void }) {
     ...historyFields(job.settings.historyHours, job.settings.historyBytes),
   }));
   const [everyMinutes, setEveryMinutes] = useState(job.settings.pointEveryMinutes ?? null);
+  const [verifyEvery, setVerifyEvery] = useState(job.settings.verifyEvery ?? 'off');
   const limit = limitBytesPerSec(fields);
   const excluded = exclusionsOf(fields.exclusions);
   const history = historyLimits(fields);
@@ -262,6 +265,7 @@ function SettingsDialog(props: { job: Job; close: () => void }) {
             exclusions: excluded.ok ? excluded.patterns : undefined,
             ...history,
             pointEveryMinutes: everyMinutes,
+            verifyEvery,
           }),
         )
       }
@@ -276,6 +280,7 @@ function SettingsDialog(props: { job: Job; close: () => void }) {
           set={(change) => setFields((now) => ({ ...now, ...change }))}
         />
         <ScheduleField everyMinutes={everyMinutes} set={setEveryMinutes} />
+        <VerifyField every={verifyEvery} set={setVerifyEvery} />
       </Form>
     </ConfirmDialog>
   );
@@ -611,8 +616,17 @@ export function JobPage() {
           take={() => setDialog('point')}
         />
         <Card>
-          <CardTitle component="h2">Disks</CardTitle>
+          <CardTitle component="h2">
+            <Flex
+              justifyContent={{ default: 'justifyContentSpaceBetween' }}
+              alignItems={{ default: 'alignItemsCenter' }}
+            >
+              Disks
+              {mayOperate && !job.failoverId && <VerifyButton job={job} />}
+            </Flex>
+          </CardTitle>
           <CardBody>
+            <NextVerification job={job} />
             <Table variant="compact" aria-label="Disks of the job" borders={false}>
               <Thead>
                 <Tr>
