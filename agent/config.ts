@@ -89,6 +89,19 @@ export type AgentIdentity = Static<typeof AgentIdentity>;
 
 export type JobConfiguration = Static<typeof ConfigureJob>;
 
+/**
+ * How far this machine has been handed over to its replica. `prepared`: units are stopped, and it can still go on by
+ * itself. `handed-over`: it is passive until the appliance says that the failover was taken back.
+ */
+export const Handover = Type.Object({
+  failoverId: Type.String({ minLength: 1, maxLength: 128 }),
+  stage: Type.Union([Type.Literal('prepared'), Type.Literal('handed-over')]),
+  /** Units that ran and were stopped, in the order of stopping. */
+  stoppedUnits: Type.Array(Type.String({ maxLength: 256 }), { maxItems: 64 }),
+  reason: Type.String({ maxLength: 2000 }),
+});
+export type Handover = Static<typeof Handover>;
+
 /** Replaces `file` so that it is either the old or the new one, whatever happens; readable by root only. */
 export async function writeDurably(
   file: string,
@@ -172,6 +185,16 @@ export class AgentState {
   }
   async dropJob(): Promise<void> {
     await rm(this.#file('job.json'), { force: true });
+  }
+
+  handover(): Promise<Handover | null> {
+    return readState(this.#file('handover.json'), Handover);
+  }
+  async putHandover(handover: Handover): Promise<void> {
+    await writeDurably(this.#file('handover.json'), `${JSON.stringify(handover)}\n`);
+  }
+  async dropHandover(): Promise<void> {
+    await rm(this.#file('handover.json'), { force: true });
   }
 
   /** Why this agent was told to be passive (guest preparation leaves the file in a replica); null when it was not. */

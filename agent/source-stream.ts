@@ -66,6 +66,8 @@ export interface SourceStreamOptions {
   checkExcluded?(files: ExcludedFile[], exclusions: string[]): Promise<Verdict[]>;
   /** Sorted spans of a disk that are active swap, without the header pages. */
   activeSwap?(devicePath: string, sizeBytes: number): Promise<Span[]>;
+  /** Writes what the file systems on these disks hold in memory to the disks, before the final mark. */
+  flush?(devicePaths: readonly string[]): Promise<void>;
   /** Brings the applications to rest around a mark; agent/quiesce/quiesce.ts. Without it points are crash-consistent. */
   quiesce?(request: QuiesceRequest): Promise<HookReport[]>;
   log?(level: 'info' | 'warning' | 'error', text: string): void;
@@ -161,6 +163,22 @@ export class SourceStream {
       default:
         this.#session?.control(message);
     }
+  }
+
+  /**
+   * Put the final mark of a planned failover into the stream, the file systems flushed and at rest.
+   * @throws UND_POINT_FAILED
+   */
+  async finalMark(ask: ControlOf<'finalMark'>): Promise<PointTaken> {
+    if (this.#session && this.#job?.jobId === ask.jobId) {
+      const { requestId, jobId } = ask;
+      const name = 'Final state, before a planned failover';
+      return this.#session.takePoint({ requestId, jobId, name, quiesce: true }, true);
+    }
+    throw undError('UND_POINT_FAILED', {
+      job: ask.jobId,
+      reason: 'the agent has no stream of it',
+    });
   }
 
   /** Not awaited: hooks may take a minute. Answers on the link that asked: on another one nobody waits for it. */
@@ -819,7 +837,7 @@ class Session {
   }
 
   /** @throws UND_POINT_FAILED */
-  async takePoint(ask: ControlOf<'takePoint'>): Promise<PointTaken> {
+  async takePoint(ask: Omit<ControlOf<'takePoint'>, 'type'>, final = false): Promise<PointTaken> {
     const order = this.#order.state;
     const reason = this.#attached
       ? order.name === 'lost'
@@ -827,7 +845,8 @@ class Session {
         : null
       : 'the stream is not being sent';
     if (reason !== null) throw undError('UND_POINT_FAILED', { job: ask.jobId, reason });
-    return this.#points.take(ask.requestId, ask.name, ask.quiesce);
+    if (final) await this.#options.flush?.(this.#job.disks.map(({ devicePath }) => devicePath));
+    return this.#points.take(ask.requestId, ask.name, ask.quiesce, final);
   }
 
   // ---- order ---------------------------------------------------------------------------------------------------

@@ -34,6 +34,8 @@ import { JobService } from './jobs/job-service.ts';
 import { PointService } from './jobs/point-service.ts';
 import { type AgentSession, createAgentServer } from './receive/agent-server.ts';
 import { FailoverEngine, type FailoverEngineOptions } from './recovery/engine.ts';
+import { type Fence, fenced } from './recovery/fence.ts';
+import { handoverPlan } from './recovery/handover-plan.ts';
 import type { GuestPreparer } from './recovery/types.ts';
 import type { ApplianceAddress } from './sources/installer.ts';
 import { AuditStore } from './state/audit.ts';
@@ -190,6 +192,11 @@ export async function startAppliance(
     audit,
     log,
     jobOf: (sourceId) => jobs.jobOf(sourceId),
+    enrolledAnew: (sourceId) => {
+      engine
+        ?.liftFence(sourceId)
+        .catch((error) => log.error({ err: error }, 'a fence was not lifted'));
+    },
   });
   const host = new HostService(outside.hypervisor);
   const jobStore = new JobStore(db);
@@ -207,12 +214,21 @@ export async function startAppliance(
     poolPollMs: outside.poolPollMs,
   });
 
+  /** The replica runs: a source that is still connected becomes passive at once. */
+  const fenceOff = (sourceId: string) => {
+    const session = agents?.sessions.get(sourceId);
+    const fence = engine?.fenceOf(sourceId, session?.hello.handover?.failoverId ?? null);
+    if (!session || session.hello.passive || fence?.name !== 'stands') return;
+    session.refuse(fenced(sources.find(sourceId)?.name ?? sourceId, fence));
+  };
+
   /** What a failover has come to, for its job; told again at each start, because we may have died in between. */
   const tellJob = (failover: Failover) => {
     const job = jobs.find(failover.jobId) && jobs.actor(failover.jobId);
     if (!job) return;
     const { name } = failover.state;
     if (name === 'completed') {
+      fenceOff(job.row.sourceId);
       job
         .failoverCompleted(failover.failoverId, failover.endedAt ?? new Date().toISOString())
         .catch((error) => log.error({ err: error }, 'a completed failover was not recorded'));
@@ -248,13 +264,27 @@ export async function startAppliance(
     applianceId,
     applianceVersion: VERSION,
     authorize: (certificate, hello, context) =>
-      admit(certificate, hello, context, { identity, sources }),
+      admit(
+        certificate,
+        hello,
+        { ...context, fenceOf: (id, handoverId) => engine?.fenceOf(id, handoverId) ?? NO_FENCE },
+        { identity, sources },
+      ),
     onRefused: (error, remoteAddress) =>
       log.warn({ code: error.code, from: remoteAddress }, `an agent was refused: ${error.message}`),
     silenceMs: outside.agentSilenceMs,
   });
   agents.on('session', (session) => {
     serveSession(session, { sources, jobs, identity, log, ended: (id) => jobStore.endedOf(id) });
+    const { sourceId, hello } = session;
+    const handoverId = hello.handover?.failoverId ?? null;
+    if (hello.passive || handoverId === null) return;
+    // It missed the end of the failover for which its services were stopped.
+    const fence = engine?.fenceOf(sourceId, handoverId).name;
+    if (fence !== 'lifted' && fence !== 'unknown') return;
+    session
+      .cancelHandover(handoverId)
+      .catch((error) => log.warn({ sourceId, err: error }, 'a handover was not cancelled'));
   });
 
   const startedAt = new Date().toISOString();
@@ -277,7 +307,11 @@ export async function startAppliance(
     failovers: {
       list: () => engine?.list() ?? [],
       get: (id) => failoverEngine().get(id),
-      start: (jobId, confirm, wanted) => failoverEngine().start(jobId, confirm, wanted),
+      start: (jobId, request) =>
+        failoverEngine().start(jobId, request.confirm, {
+          plan: handoverPlan(request, jobs.get(jobId).settings),
+          wanted: request.point === 'newest' ? null : request.point,
+        }),
       undo: (id, confirm) => failoverEngine().undo(id, confirm),
       commit: (id, confirm) => failoverEngine().commit(id, confirm),
       screenshot: (id) => failoverEngine().screenshot(id),
@@ -358,6 +392,8 @@ export async function startAppliance(
     },
   };
 }
+
+const NO_FENCE: Fence = { name: 'none' };
 
 /** What an authorised connection may ask, and who is told of it. */
 function serveSession(

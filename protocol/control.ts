@@ -14,6 +14,7 @@ import { EXCLUSION_PATTERN, MAX_EXCLUSION_CHARS, MAX_EXCLUSIONS } from './exclus
 import { BLOCK_BYTES } from './hash-tree.ts';
 import { ConsistencyPointMark, HookReport } from './marks.ts';
 import { MirrorKind } from './mirror-kind.ts';
+import { UNIT_NAME_PATTERN } from './unit-names.ts';
 
 export const PROTOCOL_VERSION = 1;
 export const HEARTBEAT_MS = 5_000;
@@ -65,6 +66,10 @@ export type WireDisk = Static<typeof WireDisk>;
 
 export { MirrorKind };
 
+const UnitNames = Type.Array(Type.String({ maxLength: 256, pattern: UNIT_NAME_PATTERN }), {
+  maxItems: 64,
+});
+
 const BandwidthLimit = Nullable(
   Type.Integer({ minimum: 1024, maximum: Number.MAX_SAFE_INTEGER, description: 'bytes/s' }),
 );
@@ -103,11 +108,15 @@ export const Hello = message('hello', {
   passive: Nullable(Type.Object({ reason: Text })),
   /** What this agent understands beyond the first agents: an appliance asks nothing of it that is not here. */
   features: Type.Optional(Type.Array(Type.String({ maxLength: 64 }), { maxItems: 64 })),
+  /** The failover for which this machine has stopped services, or after which it is to stay passive. */
+  handover: Type.Optional(Nullable(Type.Object({ failoverId: Id }))),
 });
 /** The agent answers `takePoint`. */
 export const FEATURE_POINTS = 'points';
 /** The agent takes `startVerify`. */
 export const FEATURE_VERIFY = 'verify';
+/** The agent hands its machine over in a planned failover, and stays passive after one. */
+export const FEATURE_HANDOVER = 'handover';
 export const InventoryReply = message('inventory', {
   requestId: Id,
   inventory: Type.Optional(Type.Unknown()),
@@ -181,6 +190,30 @@ export const PointTaken = message('pointTaken', {
   seq: Type.Optional(Seq),
   point: Type.Optional(ConsistencyPointMark),
   postHooks: Type.Optional(Type.Array(HookReport, { maxItems: 256 })),
+  error: Type.Optional(ErrorMessage),
+});
+/** The units that have been stopped for the handover, those of an earlier request included; or why not all are. */
+export const HandoverPrepared = message('handoverPrepared', {
+  requestId: Id,
+  stopped: Type.Optional(UnitNames),
+  error: Type.Optional(ErrorMessage),
+});
+/** The final mark is in the stream, as frame `finalSeq`: everything written on the source before it lies before it. */
+export const HandoverReady = message('handoverReady', {
+  requestId: Id,
+  finalSeq: Type.Optional(Seq),
+  point: Type.Optional(ConsistencyPointMark),
+  error: Type.Optional(ErrorMessage),
+});
+/** The machine has begun to power off, or its agent has become passive, for good. */
+export const HandedOver = message('handedOver', {
+  requestId: Id,
+  error: Type.Optional(ErrorMessage),
+});
+/** The source goes on as if nothing had been asked; `started`: units that run again. */
+export const HandoverCancelled = message('handoverCancelled', {
+  requestId: Id,
+  started: Type.Optional(UnitNames),
   error: Type.Optional(ErrorMessage),
 });
 export const RenewCertificate = message('renewCertificate', {
@@ -272,6 +305,27 @@ export const TakePoint = message('takePoint', {
   name: PointName,
   quiesce: Type.Boolean(),
 });
+/** Planned failover: stop these systemd units, and remember which of them ran. */
+export const PrepareHandover = message('prepareHandover', {
+  requestId: Id,
+  jobId: Id,
+  failoverId: Id,
+  stopUnits: UnitNames,
+});
+/** Flush the file systems and put the final mark into the stream; only between `prepareHandover` and `powerOff`. */
+export const FinalMark = message('finalMark', { requestId: Id, jobId: Id, failoverId: Id });
+/**
+ * The final mark is durable here: power off, or stay passive, as `how` says. From now on, and over every start of the
+ * machine, the agent replicates nothing until the appliance says that the failover was taken back.
+ */
+export const PowerOff = message('powerOff', {
+  requestId: Id,
+  failoverId: Id,
+  how: Type.Union([Type.Literal('power-off'), Type.Literal('passive')]),
+  reason: Text,
+});
+/** The failover was given up: start the units that were stopped for it, and go on. */
+export const CancelHandover = message('cancelHandover', { requestId: Id, failoverId: Id });
 /** The job ends on this source. The capture is taken off the disks. */
 export const StopJob = message('stopJob', { jobId: Id, reason: Text });
 export const Ack = message('ack', { jobId: Id, seq: Seq, capturePos: Bytes });
@@ -300,10 +354,16 @@ export const Uninstall = message('uninstall', { reason: Text });
 
 const SCHEMAS = {
   ack: Ack,
+  cancelHandover: CancelHandover,
   certificate: Certificate,
   configureJob: ConfigureJob,
   diskResized: DiskResized,
+  finalMark: FinalMark,
   flow: Flow,
+  handedOver: HandedOver,
+  handoverCancelled: HandoverCancelled,
+  handoverPrepared: HandoverPrepared,
+  handoverReady: HandoverReady,
   hashRequest: HashRequest,
   hashes: Hashes,
   hello: Hello,
@@ -316,6 +376,8 @@ const SCHEMAS = {
   ping: Ping,
   pointTaken: PointTaken,
   pong: Pong,
+  powerOff: PowerOff,
+  prepareHandover: PrepareHandover,
   refused: Refused,
   renewCertificate: RenewCertificate,
   renewNow: RenewNow,

@@ -37,6 +37,12 @@ export const ERRORS = {
     hint: 'Check the network between source server and appliance; the agent tries again by itself.',
     httpStatus: 502,
   },
+  UND_AGENT_FENCED: {
+    message:
+      '{source} has been failed over: its replica {replica} has taken its place. Its agent stays passive.',
+    hint: 'Power this server off, or undo the failover {failover} on the appliance if it is to be the source again.',
+    httpStatus: 409,
+  },
   UND_AGENT_HELPER_MISSING: {
     message: 'The capture helper of the agent cannot be used: {reason}.',
     hint: "Install the agent again from the appliance's page.",
@@ -318,6 +324,11 @@ export const ERRORS = {
     hint: "Look at the failover's present state.",
     httpStatus: 409,
   },
+  UND_FENCE_LIFTED: {
+    message: 'The failover {failover} of {source} was taken back: its agent goes on.',
+    hint: 'Nothing has to be done.',
+    httpStatus: 409,
+  },
   UND_FRAME_CHECKSUM: {
     message: 'Frame {seq} of stream epoch {epoch} is damaged: its {part} checksum does not match.',
     hint: 'The frame is sent again by itself. If this repeats, check the memory and network of both machines.',
@@ -387,6 +398,17 @@ export const ERRORS = {
   UND_GUEST_STORAGE: {
     message: '{device} of the guest holds {type}, which guest preparation leaves alone.',
     hint: 'Make sure that the source server itself is set up to boot on virtio-scsi disks.',
+    httpStatus: 409,
+  },
+  UND_HANDOVER_FAILED: {
+    message: 'The source server {source} could not be handed over: {reason}.',
+    hint: 'Remove the reason, then start the planned failover again. What was stopped on the source is started again.',
+    httpStatus: 409,
+  },
+  UND_HANDOVER_UNKNOWN: {
+    message:
+      'The source server {source} has not been prepared for failover {failover}, or has gone on since.',
+    hint: 'Start the planned failover again.',
     httpStatus: 409,
   },
   UND_HELLO_EXPECTED: {

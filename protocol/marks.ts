@@ -95,6 +95,8 @@ export const ConsistencyPointMark = Type.Object({
   fileSystems: Type.Array(Type.String({ maxLength: 4096 }), { maxItems: 256 }),
   /** Of the pre-hooks. */
   hooks: Type.Array(HookReport, { maxItems: 256 }),
+  /** The last point before a planned failover: the chosen services had been stopped, and the source is powered off. */
+  final: Type.Optional(Type.Boolean()),
 });
 export type ConsistencyPointMark = Static<typeof ConsistencyPointMark>;
 

@@ -62,7 +62,7 @@ export class PointTaker {
    * Take a point; resolves when its mark has its number in the stream and the post-hooks have run.
    * @throws UND_POINT_FAILED
    */
-  async take(pointId: string, name: string, quiesced: boolean): Promise<PointTaken> {
+  async take(pointId: string, name: string, quiesced: boolean, final = false): Promise<PointTaken> {
     if (this.#taking) throw this.#failed('another point is being taken');
     this.#taking = true;
     const marked = Promise.withResolvers<void>();
@@ -79,7 +79,13 @@ export class PointTaker {
         markId = await this.#host.putMark();
       },
       marked: (state) => {
-        mark = fitting({ type: 'consistencyPoint', pointId, name, ...state });
+        mark = fitting({
+          type: 'consistencyPoint',
+          pointId,
+          name,
+          ...state,
+          ...(final ? { final } : {}),
+        });
         if (this.#stopped) placed.reject(this.#stopped);
         else this.#pending = { markId, mark, placed };
         marked.resolve();

@@ -10,6 +10,7 @@ import {
   type ControlMessage,
   type ControlOf,
   type ErrorMessage,
+  FEATURE_HANDOVER,
   FEATURE_POINTS,
   FEATURE_VERIFY,
   HEARTBEAT_MS,
@@ -20,19 +21,24 @@ import {
 } from '../../protocol/control.ts';
 import { asUndError, type UndError, undError } from '../../protocol/errors.ts';
 import { Link } from '../../protocol/link.ts';
-import type { AgentIdentity, AgentState, JobConfiguration } from '../config.ts';
+import type { AgentIdentity, AgentState, Handover, JobConfiguration } from '../config.ts';
 import { makeRequest } from '../enrol/csr.ts';
 import { enrol } from '../enrol/enrol.ts';
+import type { PointTaken } from '../quiesce/point-taker.ts';
 import { AGENT_VERSION } from '../version.ts';
 import { backoffMs, LINK_BACKOFF, REFUSED_BACKOFF } from './backoff.ts';
 import { dial } from './dial.ts';
+import { HandoverKeeper } from './handover.ts';
 import { inWords, type Log, onChange } from './log.ts';
 import { renewalDue, validityOf } from './renewal.ts';
 import { decideRole, type Role } from './role.ts';
+import { type Systemctl, systemctl } from './uninstall.ts';
 
 const WELCOME_TIMEOUT_MS = 20_000;
 const RENEWAL_TIMEOUT_MS = 60_000;
 const RENEWAL_CHECK_MS = 3_600_000;
+/** Services that were stopped for a handover start again when the appliance has been away for so long. */
+const ABANDONED_MS = 15 * 60_000;
 
 /** The source's stream, as the service drives it. */
 export interface Stream {
@@ -42,6 +48,8 @@ export interface Stream {
   connected(link: Link): void;
   control(message: ControlMessage): void | Promise<void>;
   disconnected(): void;
+  /** Flushes the file systems and puts the final mark in; resolves when it has its number. @throws UND_POINT_FAILED */
+  finalMark(ask: ControlOf<'finalMark'>): Promise<PointTaken>;
   /** With `unpin` the capture is taken off the disks, else it goes on in the kernel. */
   stop(options: { unpin: boolean }): Promise<void>;
 }
@@ -55,6 +63,8 @@ export interface ServiceOptions {
   /** Removes every trace of the agent; what is left is named. */
   removeTraces(): Promise<string[]>;
   /** For tests. */
+  systemctl?: Systemctl;
+  abandonedMs?: number;
   now?: () => number;
   wait?: (ms: number, signal: AbortSignal) => Promise<void>;
 }
@@ -80,6 +90,8 @@ export class AgentService {
   readonly #now: () => number;
   readonly #wait: (ms: number, signal: AbortSignal) => Promise<void>;
   readonly #stopping = new AbortController();
+  readonly #handover: HandoverKeeper;
+  #abandoned: NodeJS.Timeout | undefined;
   #stream: Stream | undefined;
   #renewal: { requestId: string; keyPem: string; done: (error?: unknown) => void } | undefined;
   #renewing = false;
@@ -91,6 +103,11 @@ export class AgentService {
     this.#log = options.log;
     this.#now = options.now ?? Date.now;
     this.#wait = options.wait ?? defaultWait;
+    this.#handover = new HandoverKeeper({
+      state: options.state,
+      systemctl: options.systemctl ?? systemctl,
+      log: options.log,
+    });
   }
 
   /** Ends the service; the capture stays in the kernel for the next start. */
@@ -107,6 +124,7 @@ export class AgentService {
       await this.#serve(enrolled.identity);
       return this.#uninstalled ? { kind: 'uninstalled' } : { kind: 'stopped' };
     } finally {
+      clearTimeout(this.#abandoned);
       if (!this.#uninstalled) await this.#stream?.stop({ unpin: false });
     }
   }
@@ -126,6 +144,7 @@ export class AgentService {
         if (identity && identity.sourceId !== fresh.sourceId) await this.#state.dropJob();
         await this.#state.putIdentity(fresh);
         await this.#state.dropTicket();
+        await this.#cancelHandover('this agent was enrolled anew');
         this.#log('info', `enrolled as source ${fresh.sourceId}`);
         return { identity: fresh };
       } catch (error) {
@@ -152,10 +171,12 @@ export class AgentService {
     let told: Role | undefined;
     let attempt = 0;
     while (!signal.aborted && !this.#uninstalled) {
+      this.#watchAbandoned();
       const machine = await this.#options.machine();
-      if (role?.role !== 'active') {
-        const next =
-          told ?? decideRole(await this.#state.passiveReason(), identity.machine, machine);
+      const handover = await this.#handover.state();
+      if (role?.role !== 'active' || handover?.stage === 'handed-over') {
+        const passive = await this.#state.passiveReason();
+        const next = told ?? decideRole(passive, identity.machine, machine, handover);
         if (!isDeepStrictEqual(next, role)) await this.#enterRole(next);
         role = next;
       }
@@ -168,12 +189,21 @@ export class AgentService {
           signal,
         );
         const link = new Link(socket);
-        const session = this.#session(link, identity, machine, role, pair === identity.current);
+        const session = this.#session(
+          link,
+          identity,
+          machine,
+          role,
+          handover,
+          pair === identity.current,
+        );
         const onAbort = () => link.close();
         signal.addEventListener('abort', onAbort, { once: true });
         try {
           welcomed = await session.welcomed;
           attempt = 0;
+          clearTimeout(this.#abandoned);
+          this.#abandoned = undefined;
           log('info', `connected to the appliance at ${socket.remoteAddress}`);
           await session.ended;
         } finally {
@@ -192,12 +222,44 @@ export class AgentService {
           role = told;
           await this.#enterRole(role);
         }
+        if (coded.code === 'UND_AGENT_FENCED' && typeof coded.params.failover === 'string') {
+          // On record before anything else: also after a reboot without any network this machine must not go on.
+          await this.#handover.fence(coded.params.failover, coded.message);
+          refused = false;
+        }
+        if (coded.code === 'UND_FENCE_LIFTED' && coded.params.failover === handover?.failoverId) {
+          await this.#cancelHandover(coded.message);
+          attempt = 0;
+          refused = false;
+        }
       }
       identity = (await this.#state.identity().catch(() => null)) ?? identity;
       if (signal.aborted || this.#uninstalled) break;
       if (welcomed) usePrevious = false;
-      await this.#wait(backoffMs(attempt++, refused ? REFUSED_BACKOFF : LINK_BACKOFF), signal);
+      // One that was failed over is wanted back at once when that is undone.
+      const backoff = refused && !handover ? REFUSED_BACKOFF : LINK_BACKOFF;
+      await this.#wait(backoffMs(attempt++, backoff), signal);
     }
+  }
+
+  /** Services must not stay down because the appliance that had them stopped is gone. */
+  #watchAbandoned(): void {
+    this.#abandoned ??= setTimeout(() => {
+      const act = async () => {
+        if ((await this.#handover.state())?.stage !== 'prepared') return;
+        await this.#cancelHandover('the appliance is not there to go on with the failover');
+      };
+      this.#handover.once(randomUUID(), act).catch((error) => this.#log('error', inWords(error)));
+    }, this.#options.abandonedMs ?? ABANDONED_MS).unref();
+  }
+
+  async #cancelHandover(reason: string): Promise<void> {
+    const now = await this.#handover.state();
+    if (!now) return;
+    this.#log('warning', `the handover is cancelled: ${reason}`);
+    await this.#handover
+      .cancel(now.failoverId)
+      .catch((error) => this.#log('error', inWords(error)));
   }
 
   async #enterRole(role: Role): Promise<void> {
@@ -229,6 +291,7 @@ export class AgentService {
     identity: AgentIdentity,
     machine: MachineIdentity,
     role: Role,
+    handover: Handover | null,
     currentPair: boolean,
   ): { welcomed: Promise<true>; ended: Promise<void> } {
     const welcome = Promise.withResolvers<true>();
@@ -287,7 +350,8 @@ export class AgentService {
       agentVersion: AGENT_VERSION,
       machine,
       passive: role.role === 'passive' ? { reason: role.reason } : null,
-      features: [FEATURE_POINTS, FEATURE_VERIFY],
+      features: [FEATURE_POINTS, FEATURE_VERIFY, FEATURE_HANDOVER],
+      handover: handover && { failoverId: handover.failoverId },
     });
     return { welcomed: welcome.promise, ended: end.promise };
   }
@@ -321,6 +385,13 @@ export class AgentService {
         return;
       case 'refused':
         throw fromMessage(message.error);
+      case 'prepareHandover':
+      case 'finalMark':
+      case 'powerOff':
+      case 'cancelHandover':
+        // Not awaited: a service may take a minute to stop.
+        this.#handOver(link, message);
+        return;
       case 'pong':
       case 'welcome':
         return;
@@ -338,6 +409,62 @@ export class AgentService {
     }
     return this.#forStream(message);
   }
+
+  #handOver(
+    link: Link,
+    message: ControlOf<'prepareHandover' | 'finalMark' | 'powerOff' | 'cancelHandover'>,
+  ): void {
+    const { requestId } = message;
+    const answer = async (): Promise<ControlMessage> => {
+      switch (message.type) {
+        case 'prepareHandover': {
+          const { failoverId, stopUnits } = message;
+          const stopped = await this.#handover.prepare(failoverId, stopUnits);
+          return { type: 'handoverPrepared', requestId, stopped };
+        }
+        case 'finalMark': {
+          await this.#handover.require(message.failoverId);
+          if (!this.#stream) throw undError('UND_HANDOVER_UNKNOWN', this.#passiveParams(message));
+          const { seq, point } = await this.#stream.finalMark(message);
+          return { type: 'handoverReady', requestId, finalSeq: seq, point };
+        }
+        case 'powerOff':
+          await this.#handover.handOver(message.failoverId, message.reason);
+          if (message.how === 'power-off') await this.#handover.powerOff();
+          return { type: 'handedOver', requestId };
+        case 'cancelHandover': {
+          const started = await this.#handover.cancel(message.failoverId);
+          return { type: 'handoverCancelled', requestId, started };
+        }
+      }
+    };
+    const replies = {
+      prepareHandover: 'handoverPrepared',
+      finalMark: 'handoverReady',
+      powerOff: 'handedOver',
+      cancelHandover: 'handoverCancelled',
+    } as const;
+    this.#handover
+      .once(requestId, answer)
+      .catch((thrown): ControlMessage => {
+        const error = asUndError(thrown);
+        this.#log('error', inWords(error));
+        return { type: replies[message.type], requestId, error: toErrorMessage(error) };
+      })
+      .then((reply) => {
+        if (link.closed) return;
+        link.send(reply);
+        // Passive from now on; the next connection says so.
+        if (message.type === 'powerOff' && message.how === 'passive' && !('error' in reply)) {
+          link.close();
+        }
+      });
+  }
+
+  #passiveParams = ({ failoverId }: { failoverId: string }) => ({
+    source: 'this machine',
+    failover: failoverId,
+  });
 
   async #forStream(message: ControlMessage): Promise<void> {
     // Durable before it is acted on: after a crash right now the capture must find its job again.

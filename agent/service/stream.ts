@@ -6,7 +6,7 @@ import type { AgentPaths } from '../config.ts';
 import { activeSwap, checkNow, findUnneeded, type UnneededEdges } from '../mirror/unneeded.ts';
 import { SourceStream } from '../source-stream.ts';
 import type { Log } from './log.ts';
-import { createQuiesce } from './quiesce.ts';
+import { createQuiesce, flush } from './quiesce.ts';
 import type { Stream } from './run.ts';
 
 /** @param helperPath the capture helper of this build, or undefined to look for one at the first use */
@@ -25,6 +25,7 @@ export function createStream(paths: AgentPaths, helperPath: string | undefined, 
     runDir: paths.runDir,
     activeSwap,
     quiesce: createQuiesce(paths, helper),
+    flush,
     unneeded: (devicePath, sizeBytes, exclusions) =>
       findUnneeded(devicePath, sizeBytes, exclusions, edges),
     checkExcluded: (files, exclusions) => checkNow(files, exclusions, edges),

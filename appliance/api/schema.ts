@@ -11,6 +11,7 @@ import {
   MAX_EXCLUSIONS,
 } from '../../protocol/exclusions.ts';
 import { HookReport } from '../../protocol/marks.ts';
+import { UNIT_NAME_PATTERN } from '../../protocol/unit-names.ts';
 
 const Nullable = <T extends Type.TSchema>(schema: T) => Type.Union([schema, Type.Null()]);
 const Id = Type.String({ minLength: 1, maxLength: 64 });
@@ -296,6 +297,11 @@ const VerifyEvery = Type.Optional(
     description: 'compare the replica disks with the source so often; off if absent',
   }),
 );
+const StopUnits = Type.Array(Type.String({ maxLength: 256, pattern: UNIT_NAME_PATTERN }), {
+  maxItems: 64,
+  description:
+    "systemd units that a planned failover stops on the source server, in this order; a failover's own list counts instead of the job's",
+});
 export const ProtectRequest = Type.Object({
   sourceId: Id,
   diskIds: Type.Array(Id, { minItems: 1 }),
@@ -314,6 +320,7 @@ export const ProtectRequest = Type.Object({
   exclusions: Type.Optional(Exclusions),
   pointEveryMinutes: PointEveryMinutes,
   verifyEvery: VerifyEvery,
+  stopUnits: Type.Optional(StopUnits),
 });
 export type ProtectRequest = Static<typeof ProtectRequest>;
 export const ProtectPlan = Type.Object({
@@ -486,6 +493,7 @@ export const JobSettingsPatch = Type.Object({
   exclusions: Type.Optional(Exclusions),
   pointEveryMinutes: PointEveryMinutes,
   verifyEvery: VerifyEvery,
+  stopUnits: Type.Optional(StopUnits),
 });
 export type JobSettingsPatch = Static<typeof JobSettingsPatch>;
 export const Checkpoint = Type.Object({
@@ -608,15 +616,26 @@ export type JournalCheck = Static<typeof JournalCheck>;
 
 // ---- failover ----------------------------------------------------------------------------------------------------
 export const FailoverRequest = Type.Object({
-  kind: Type.Literal('unplanned'),
+  kind: Type.Union([Type.Literal('unplanned'), Type.Literal('planned')]),
   confirm: Type.String({ description: "the replica's name, typed by the person" }),
   point: Type.Optional(
     Type.Union([Type.Literal('newest'), Type.Object({ sourceTime: Moment })], {
-      description: 'what is recovered: the newest point, or the newest one at or before a moment',
+      description:
+        'what is recovered: the newest point, or the newest one at or before a moment; a planned failover is to the newest',
+    }),
+  ),
+  stopUnits: Type.Optional(StopUnits),
+  powerOff: Type.Optional(
+    Type.Boolean({
+      description: 'planned only; false: the source stays on and its agent becomes passive',
     }),
   ),
 });
+export type FailoverRequest = Static<typeof FailoverRequest>;
 export const FailoverStepName = Type.Union([
+  Type.Literal('stop-services'),
+  Type.Literal('final-mark'),
+  Type.Literal('power-off'),
   Type.Literal('stop-intake'),
   Type.Literal('apply'),
   Type.Literal('checkpoint'),
@@ -659,7 +678,7 @@ export type FailoverState = Static<typeof FailoverState>;
 export const Failover = Type.Object({
   failoverId: Id,
   jobId: Id,
-  kind: Type.Literal('unplanned'),
+  kind: Type.Union([Type.Literal('unplanned'), Type.Literal('planned')]),
   replicaName: Type.String(),
   startedAt: Iso,
   endedAt: Nullable(Iso),

@@ -8,7 +8,7 @@ import type { SourceService } from '../control/source-service.ts';
 import type { IdentityService } from '../identity/identity-service.ts';
 import type { JobService } from '../jobs/job-service.ts';
 import type { PointService } from '../jobs/point-service.ts';
-import type { Failover, SystemInfo } from './schema.ts';
+import type { Failover, FailoverRequest, SystemInfo } from './schema.ts';
 
 /** What the routes need of the failover engine. */
 export interface FailoverControl {
@@ -16,7 +16,7 @@ export interface FailoverControl {
   /** @throws UND_NOT_FOUND */
   get(failoverId: string): Failover;
   /** @throws UND_FAILOVER_CONFIRM, UND_FAILOVER_RUNNING, UND_JOB_STATE, UND_JOB_NO_POINT */
-  start(jobId: string, confirm: string, wanted: { sourceTime: string } | null): Promise<Failover>;
+  start(jobId: string, request: FailoverRequest): Promise<Failover>;
   undo(failoverId: string, confirm: string): Promise<Failover>;
   commit(failoverId: string, confirm: string): Promise<Failover>;
   /** A PNG. @throws UND_NOT_FOUND */

@@ -39,6 +39,8 @@ export interface SourceServiceOptions {
   log: Logger;
   /** The job of a source, if it has one. */
   jobOf: (sourceId: string) => string | null;
+  /** Told when an agent of the source enrolled. */
+  enrolledAnew?: (sourceId: string) => void;
 }
 
 export class SourceService {
@@ -233,6 +235,7 @@ export class SourceService {
   /** The identity service has given this source a certificate. */
   enrolled(sourceId: string): void {
     this.#alerts.delete(sourceId);
+    this.#o.enrolledAnew?.(sourceId);
     const row = this.#row(sourceId);
     if (!this.#live.has(sourceId)) {
       this.#setState(row, { name: 'waiting-for-agent', since: new Date().toISOString() });

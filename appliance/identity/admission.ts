@@ -8,11 +8,21 @@
  * | counted     | no                 | no                          |                        | recorded, UND_AGENT_CLONE      |
  * | counted     | no                 | yes                         | of another boot, answers | UND_AGENT_SECOND_INSTANCE    |
  * | counted     | no                 | yes                         | none, same boot, or dead | admitted, takes its place    |
+ *
+ * With the fence of a failover (recovery/fence.ts), for the enrolled machine:
+ *
+ * | agent says passive    | fence                  | outcome                                                          |
+ * |-----------------------|------------------------|------------------------------------------------------------------|
+ * | no                    | stands, replica runs   | UND_AGENT_FENCED: it becomes passive and remembers it            |
+ * | yes, by this handover | lifted                 | UND_FENCE_LIFTED: it becomes active                              |
+ * | yes, by this handover | stands, committed      | admitted: it can be asked for its inventory and be uninstalled   |
+ * | yes                   | otherwise              | recorded, UND_AGENT_PASSIVE                                      |
  */
 import { randomInt } from 'node:crypto';
 import type { ControlMessage, ControlOf } from '../../protocol/control.ts';
 import { asUndError, undError } from '../../protocol/errors.ts';
 import type { SourceService } from '../control/source-service.ts';
+import { type Fence, fenced } from '../recovery/fence.ts';
 import type { IdentityService, PeerCertificate } from './identity-service.ts';
 
 /** How long the first instance has to answer before a second one may take its place. */
@@ -51,23 +61,40 @@ export function isAlive(session: LiveInstance, timeoutMs = PROBE_MS): Promise<bo
 
 /**
  * @throws UND_AGENT_CERT_UNKNOWN, UND_AGENT_CERT_REVOKED, UND_AGENT_CERT_SUPERSEDED, UND_AGENT_PASSIVE,
- *   UND_AGENT_CLONE, UND_AGENT_SECOND_INSTANCE
+ *   UND_AGENT_CLONE, UND_AGENT_SECOND_INSTANCE, UND_AGENT_FENCED, UND_FENCE_LIFTED
  */
 export async function admit(
   peer: PeerCertificate,
   hello: ControlOf<'hello'>,
-  context: { remoteAddress: string; sessions: ReadonlyMap<string, LiveInstance> },
+  context: {
+    remoteAddress: string;
+    sessions: ReadonlyMap<string, LiveInstance>;
+    fenceOf?: (sourceId: string, handoverId: string | null) => Fence;
+  },
   { identity, sources }: { identity: IdentityService; sources: SourceService },
 ): Promise<{ sourceId: string }> {
   const owner = identity.ownerOf(peer);
   try {
     const source = identity.authorise(peer);
     const { sourceId } = source;
+    const handoverId = hello.handover?.failoverId ?? null;
+    const fence = context.fenceOf?.(sourceId, handoverId) ?? { name: 'none' };
+    if (hello.passive && handoverId !== null) {
+      if (fence.name === 'lifted') {
+        identity.checkMachine(source, hello.machine);
+        throw undError('UND_FENCE_LIFTED', { source: source.name, failover: handoverId });
+      }
+      const isFinal = fence.name === 'stands' && fence.stage === 'final';
+      if (isFinal && identity.isMachineOf(source, hello.machine)) return { sourceId };
+    }
     if (hello.passive) {
       sources.passiveSeen(sourceId, hello.machine, hello.passive.reason);
       throw undError('UND_AGENT_PASSIVE', { source: source.name, reason: hello.passive.reason });
     }
     identity.checkMachine(source, hello.machine);
+    if (fence.name === 'stands' && fence.stage !== 'under way') {
+      throw fenced(source.name, fence);
+    }
     const first = context.sessions.get(sourceId);
     if (first && first.hello.machine.bootId !== hello.machine.bootId && (await isAlive(first))) {
       identity.recordPassive(sourceId, hello.machine, 'a second instance');
@@ -76,7 +103,7 @@ export async function admit(
     return { sourceId };
   } catch (thrown) {
     const error = asUndError(thrown);
-    if (owner && error.code !== 'UND_AGENT_PASSIVE') {
+    if (owner && error.code !== 'UND_AGENT_PASSIVE' && error.code !== 'UND_FENCE_LIFTED') {
       sources.refused(owner, error, context.remoteAddress);
     }
     throw error;

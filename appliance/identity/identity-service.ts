@@ -168,6 +168,10 @@ export class IdentityService {
     throw undError('UND_AGENT_CLONE', { source: source.name, reason: verdict.reason });
   }
 
+  isMachineOf(source: SourceRow, machine: MachineIdentity): boolean {
+    return source.machine !== null && compareMachines(source.machine, machine).same;
+  }
+
   /** Remembers a copy of the source that called in. */
   recordPassive(sourceId: string, machine: MachineIdentity, reason: string): void {
     this.#passive.see(sourceId, machine, reason, new Date(this.#now()).toISOString());

@@ -14,7 +14,7 @@ import type { DiskRef, Hypervisor } from '../hypervisor/hypervisor.ts';
 import { volumeName } from '../hypervisor/names.ts';
 import type { AgentSession } from '../receive/agent-server.ts';
 import { replay } from '../recovery/replay.ts';
-import type { RecoveryPoint } from '../recovery/types.ts';
+import type { FinalPoint, RecoveryPoint } from '../recovery/types.ts';
 import { ReplicationStream, type StreamView } from '../replication/replication-stream.ts';
 import type { CheckpointStore } from '../state/checkpoints.ts';
 import type { JobDiskRow, JobRow, JobStore } from '../state/jobs.ts';
@@ -694,6 +694,81 @@ export class JobActor {
     // From the top: a layer that another one rests on is refused.
     for (const layer of layers) await this.#hypervisor.deleteDisk(layer);
     this.#putDisk(disk.diskId, { replica: null });
+  }
+
+  // ---- planned failover, before the failover has the job ---------------------------------------------------------
+
+  get isOnline(): boolean {
+    return this.#c.session() !== null;
+  }
+
+  /** @throws UND_AGENT_OFFLINE */
+  #online(): AgentSession {
+    const session = this.#c.session();
+    if (session) return session;
+    throw undError('UND_AGENT_OFFLINE', { source: this.#facts().sourceName });
+  }
+
+  /** @see JobHandle.prepareHandover */
+  async prepareHandover(failoverId: string, stopUnits: string[]): Promise<string[]> {
+    const { jobId } = this.row;
+    return this.#online().prepareHandover({ jobId, failoverId, stopUnits });
+  }
+
+  /** @see JobHandle.finalMark. Not in turn but for the stream: apply may have the turn for long. */
+  async finalMark(failoverId: string, onProgress: (text: string) => void): Promise<FinalPoint> {
+    const { phase, jobId, settings } = this.row;
+    if (phase.name !== 'active' || phase.paused) throw this.#stateError('failed over as planned');
+    // After a restart nothing else has opened it: the job is the failover's.
+    const stream = this.#stream ?? (await this.#inTurn(() => this.#openStream(false)));
+    this.sessionChanged();
+    const session = this.#online();
+    if (this.#served?.session !== session) {
+      throw undError('UND_AGENT_OFFLINE', { source: this.#facts().sourceName });
+    }
+    onProgress('the source server flushes its file systems');
+    const { finalSeq, point } = await session.finalMark({ jobId, failoverId });
+    const failed = (reason: string) =>
+      undError('UND_POINT_FAILED', { job: settings.replicaName, reason });
+    if (finalSeq === undefined || !point) throw failed('the agent answered without a mark');
+    await stream.untilDurable(finalSeq, () => {
+      if (session.closed || this.#stream !== stream) {
+        throw undError('UND_LINK_CLOSED', { reason: 'before the final mark was durable' });
+      }
+      const { durableSeq, lagBytes } = stream.state();
+      const mib = Math.ceil((lagBytes ?? 0) / 1024 ** 2);
+      onProgress(`frame ${durableSeq} of ${finalSeq} is durable, ${mib} MiB left`);
+    });
+    const whole = recoverable(stream.state());
+    if (!whole.ok) throw failed(whole.reason);
+    const { newestPointMs } = stream.state();
+    return {
+      seq: finalSeq,
+      sourceTime: newestPointMs === null ? null : new Date(newestPointMs).toISOString(),
+      quiesced: point.quiesced,
+      reason: point.reason,
+    };
+  }
+
+  /** @see JobHandle.powerOff */
+  async powerOffSource(
+    failoverId: string,
+    how: 'power-off' | 'passive',
+    reason: string,
+  ): Promise<void> {
+    await this.#online().powerOff({ failoverId, how, reason: reason.slice(0, 1000) });
+  }
+
+  /** @see JobHandle.cancelHandover */
+  async cancelHandover(failoverId: string): Promise<string[] | null> {
+    const session = this.#c.session();
+    if (!session) return null;
+    try {
+      return await session.cancelHandover(failoverId);
+    } catch (error) {
+      if (asUndError(error).code.startsWith('UND_LINK_')) return null;
+      throw error;
+    }
   }
 
   // ---- failover --------------------------------------------------------------------------------------------------

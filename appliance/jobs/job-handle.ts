@@ -21,6 +21,7 @@ export function jobHandle(actor: JobActor, sources: SourceService): JobHandle {
       const view = actor.streamView();
       return {
         jobId: row.jobId,
+        sourceId: row.sourceId,
         sourceName: source?.name ?? row.sourceId,
         replicaName: row.settings.replicaName,
         network: row.settings.network,
@@ -46,10 +47,16 @@ export function jobHandle(actor: JobActor, sources: SourceService): JobHandle {
           mac: nic.mac,
           primary: nic.gateway !== null,
         })),
+        sourceOnline: actor.isOnline,
         lagMs: view?.lagMs ?? null,
         recoverable: recoverable(view),
       };
     },
+
+    prepareHandover: (failoverId, stopUnits) => actor.prepareHandover(failoverId, stopUnits),
+    finalMark: (failoverId, onProgress) => actor.finalMark(failoverId, onProgress),
+    powerOff: (failoverId, how, reason) => actor.powerOffSource(failoverId, how, reason),
+    cancelHandover: (failoverId) => actor.cancelHandover(failoverId),
 
     async stopIntake(failoverId, reason) {
       const view = await actor.beginFailover(failoverId, reason);
@@ -81,6 +88,10 @@ export function endedJob(jobId: string): JobHandle {
   };
   return {
     describe: gone,
+    prepareHandover: gone,
+    finalMark: gone,
+    powerOff: gone,
+    cancelHandover: async () => null,
     stopIntake: gone,
     drainApply: gone,
     choosePoint: gone,

@@ -10,6 +10,7 @@ import {
   type ControlMessage,
   type ControlOf,
   type ControlType,
+  FEATURE_HANDOVER,
   FEATURE_POINTS,
   HEARTBEAT_MS,
   knownCode,
@@ -30,6 +31,8 @@ const HELLO_MS = 10_000;
 /** Connections that have not yet been authorised; more are closed at once. */
 const MAX_STRANGERS = 64;
 const REQUEST_MS = 60_000;
+/** Services may take their ninety seconds to stop, one after the other. */
+const STOP_MS = 600_000;
 /** The hooks of a point have a minute before it and half a minute each behind it, and the freeze has its limit. */
 const POINT_MS = 300_000;
 
@@ -157,12 +160,7 @@ export class AgentSession extends EventEmitter<AgentSessionEvents> {
   async takePoint(
     ask: Pick<ControlOf<'takePoint'>, 'jobId' | 'name' | 'quiesce'>,
   ): Promise<ControlOf<'pointTaken'>> {
-    if (!this.hello.features?.includes(FEATURE_POINTS)) {
-      throw undError('UND_AGENT_OUTDATED', {
-        source: this.hello.machine.hostname,
-        feature: FEATURE_POINTS,
-      });
-    }
+    this.#require(FEATURE_POINTS);
     const requestId = randomUUID();
     return this.#request(
       'pointTaken',
@@ -170,6 +168,78 @@ export class AgentSession extends EventEmitter<AgentSessionEvents> {
       { type: 'takePoint', optional: true, requestId, ...ask },
       POINT_MS,
     );
+  }
+
+  /** @throws UND_AGENT_OUTDATED */
+  #require(feature: string): void {
+    if (this.hello.features?.includes(feature)) return;
+    throw undError('UND_AGENT_OUTDATED', { source: this.hello.machine.hostname, feature });
+  }
+
+  /**
+   * Planned failover: have units stopped. Resolves with all that have been stopped for it.
+   * @throws UND_AGENT_OUTDATED, UND_HANDOVER_FAILED, UND_LINK_CLOSED, UND_LINK_TIMEOUT
+   */
+  async prepareHandover(
+    ask: Pick<ControlOf<'prepareHandover'>, 'jobId' | 'failoverId' | 'stopUnits'>,
+  ): Promise<string[]> {
+    this.#require(FEATURE_HANDOVER);
+    const requestId = randomUUID();
+    const { stopped } = await this.#request(
+      'handoverPrepared',
+      requestId,
+      { type: 'prepareHandover', optional: true, requestId, ...ask },
+      STOP_MS,
+    );
+    return stopped ?? [];
+  }
+
+  /**
+   * Have the file systems flushed and the final mark put into the stream. Resolves when it is numbered; what lies before
+   * it is kept once that frame is durable.
+   * @throws UND_AGENT_OUTDATED, UND_HANDOVER_…, UND_POINT_FAILED, UND_LINK_CLOSED, UND_LINK_TIMEOUT
+   */
+  async finalMark(
+    ask: Pick<ControlOf<'finalMark'>, 'jobId' | 'failoverId'>,
+  ): Promise<ControlOf<'handoverReady'>> {
+    this.#require(FEATURE_HANDOVER);
+    const requestId = randomUUID();
+    return this.#request(
+      'handoverReady',
+      requestId,
+      { type: 'finalMark', optional: true, requestId, ...ask },
+      STOP_MS,
+    );
+  }
+
+  /**
+   * Have the source powered off, or its agent be passive from now on. Call it only when the final mark is durable.
+   * @throws UND_HANDOVER_…, UND_LINK_CLOSED, UND_LINK_TIMEOUT
+   */
+  async powerOff(ask: Pick<ControlOf<'powerOff'>, 'failoverId' | 'how' | 'reason'>): Promise<void> {
+    const requestId = randomUUID();
+    await this.#request('handedOver', requestId, {
+      type: 'powerOff',
+      optional: true,
+      requestId,
+      ...ask,
+    });
+  }
+
+  /**
+   * Let the source go on: what was stopped for this failover starts again.
+   * @throws UND_HANDOVER_FAILED, UND_LINK_CLOSED, UND_LINK_TIMEOUT
+   */
+  async cancelHandover(failoverId: string): Promise<string[]> {
+    if (!this.hello.features?.includes(FEATURE_HANDOVER)) return [];
+    const requestId = randomUUID();
+    const { started } = await this.#request(
+      'handoverCancelled',
+      requestId,
+      { type: 'cancelHandover', optional: true, requestId, failoverId },
+      STOP_MS,
+    );
+    return started ?? [];
   }
 
   /**
@@ -235,6 +305,12 @@ export class AgentSession extends EventEmitter<AgentSessionEvents> {
   }
 
   close(error?: UndError): void {
+    this.#link.close(error);
+  }
+
+  /** Turn the agent away, although it was admitted before; it is told why. */
+  refuse(error: UndError): void {
+    this.#link.send({ type: 'refused', error: toErrorMessage(error) });
     this.#link.close(error);
   }
 }

@@ -8,6 +8,7 @@ import { setTimeout as pause } from 'node:timers/promises';
 import { asUndError, undError } from '../../protocol/errors.ts';
 import type { Failover, FailoverStepName } from '../api/schema.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
+import { type Fence, fenceOf } from './fence.ts';
 import { flushDevice, locateDisk } from './locate.ts';
 import {
   applyEvent,
@@ -18,7 +19,7 @@ import {
   retryDelayMs,
 } from './planner.ts';
 import { type BootProver, createBootProver } from './prove-boot.ts';
-import { type FailoverRecord, newRecord, toApi } from './record.ts';
+import { type FailoverRecord, newRecord, type StartOptions, toApi } from './record.ts';
 import { ReplicaWatch } from './replica-watch.ts';
 import { commit, STEPS, type StepContext } from './steps.ts';
 import type { FailoverStore, GuestPreparer, JobHandle } from './types.ts';
@@ -117,6 +118,19 @@ export class FailoverEngine {
     return mine[0] ? this.#view(mine[0]) : null;
   }
 
+  /** What a source has to be told that says hello. @see fenceOf */
+  fenceOf(sourceId: string, handoverId: string | null): Fence {
+    return fenceOf([...this.#records.values()], sourceId, handoverId);
+  }
+
+  /** The source was enrolled anew: what it was failed over to before no longer stands in its way. */
+  async liftFence(sourceId: string): Promise<void> {
+    for (const record of this.#records.values()) {
+      if (record.sourceId !== sourceId || record.phase.name !== 'committed') continue;
+      await this.#save({ ...record, fenceLifted: true });
+    }
+  }
+
   /** PNG. Throws `UND_FAILOVER_NOT_FOUND`, `UND_FAILOVER_NO_SCREENSHOT`. */
   async screenshot(failoverId: string): Promise<Buffer> {
     const record = this.#record(failoverId);
@@ -125,16 +139,11 @@ export class FailoverEngine {
   }
 
   /**
-   * Begins an unplanned failover and returns at once. `confirm` is the replica's name as a person typed it; `wanted` the
-   * moment of the source to go back to, null for the newest point.
-   * Throws `UND_POINT_GONE`, `UND_FAILOVER_CONFIRM`, `UND_FAILOVER_RUNNING`, `UND_FAILOVER_NOT_READY`, `UND_HV_NAME_IN_USE`, and whatever
+   * Begins a failover and returns at once; with a plan it is a planned one. `confirm` is the replica's name as a person
+   * typed it. Throws `UND_POINT_GONE`, `UND_AGENT_OFFLINE` (planned), `UND_FAILOVER_CONFIRM`, `UND_FAILOVER_RUNNING`, `UND_FAILOVER_NOT_READY`, `UND_HV_NAME_IN_USE`, and whatever
    * keeps it from asking the target host: nothing has been changed then.
    */
-  async start(
-    jobId: string,
-    confirm: string,
-    wanted: { sourceTime: string } | null = null,
-  ): Promise<Failover> {
+  async start(jobId: string, confirm: string, options: StartOptions = {}): Promise<Failover> {
     if (this.ownsDisks(jobId)) {
       throw undError('UND_FAILOVER_RUNNING', { job: this.ofJob(jobId)?.replicaName ?? jobId });
     }
@@ -145,6 +154,8 @@ export class FailoverEngine {
       if (confirm !== description.replicaName) {
         throw undError('UND_FAILOVER_CONFIRM', { name: description.replicaName });
       }
+      const plan = options.plan ?? null;
+      const wanted = plan ? null : (options.wanted ?? null);
       // A moment in the past can be recovered whatever the replica disks are just now.
       if (wanted) await job.choosePoint(wanted.sourceTime, null);
       else if (!description.recoverable.ok) {
@@ -153,12 +164,15 @@ export class FailoverEngine {
           reason: description.recoverable.reason,
         });
       }
+      if (plan && !description.sourceOnline) {
+        throw undError('UND_AGENT_OFFLINE', { source: description.sourceName });
+      }
       const { hypervisor } = this.#options;
       const { applianceVm } = await hypervisor.describeHost();
       if (await hypervisor.isNameTaken(description.replicaName)) {
         throw undError('UND_HV_NAME_IN_USE', { name: description.replicaName });
       }
-      const record = newRecord(description, applianceVm, this.#now(), wanted);
+      const record = newRecord(description, applianceVm, this.#now(), { wanted, plan });
       await this.#save(record);
       this.#drive(record.failoverId);
       return this.#view(record);
@@ -377,6 +391,7 @@ export class FailoverEngine {
       locate: this.#options.locate ?? locateDisk,
       flushDevice: this.#options.flushDevice ?? flushDevice,
       now: () => this.#now(),
+      wait: (ms) => pause(ms, undefined, { signal: this.#stop.signal }),
       signal: this.#stop.signal,
     };
   }

@@ -170,6 +170,13 @@ export function retryDelayMs(
     case 'UND_HV_DETACH_TIMEOUT':
     case 'UND_HV_DISK_LOCKED':
       return elapsedMs < 3 * 60_000 ? pauseMs : null;
+    // The agent is away for a moment: its connection broke, or this is soon after the appliance's own start.
+    case 'UND_AGENT_OFFLINE':
+    case 'UND_LINK_CLOSED':
+    case 'UND_LINK_TIMEOUT':
+    // Another point is being taken just now, or the stream has not begun on a new connection.
+    case 'UND_POINT_FAILED':
+      return elapsedMs < 3 * 60_000 ? pauseMs : null;
     default:
       return null;
   }

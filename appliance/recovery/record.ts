@@ -4,10 +4,19 @@ import type { SerialisedError } from '../../protocol/errors.ts';
 import type { Failover, FailoverState, FailoverStep, FailoverStepName } from '../api/schema.ts';
 import type { DiskRef, Firmware } from '../hypervisor/hypervisor.ts';
 import type { ReplicaSight } from './replica-watch.ts';
-import type { JobDescription, RecoveryPoint, Unfixable } from './types.ts';
+import type {
+  FinalPoint,
+  HandoverPlan,
+  JobDescription,
+  RecoveryPoint,
+  Unfixable,
+} from './types.ts';
 
-/** In the order in which they run; compensated in the reverse order. */
+/** In the order in which they run; compensated in the reverse order. `HANDOVER_STEPS` in planned failovers only. */
 export const STEP_NAMES = [
+  'stop-services',
+  'final-mark',
+  'power-off',
   'stop-intake',
   'apply',
   'checkpoint',
@@ -20,7 +29,12 @@ export const STEP_NAMES = [
   'prove-boot',
 ] as const satisfies readonly FailoverStepName[];
 
+const HANDOVER_STEPS: readonly FailoverStepName[] = ['stop-services', 'final-mark', 'power-off'];
+
 const TITLES: Record<FailoverStepName, string> = {
+  'stop-services': 'Stop the chosen services on the source server',
+  'final-mark': 'Flush the source server and wait until everything has arrived',
+  'power-off': 'Power the source server off',
   'stop-intake': 'Stop taking data from the source server',
   apply: 'Apply everything that arrived',
   checkpoint: 'Take a checkpoint of the replica disks',
@@ -81,7 +95,17 @@ export interface FailoverRecord {
   version: 1;
   failoverId: string;
   jobId: string;
-  kind: 'unplanned';
+  kind: 'unplanned' | 'planned';
+  /** Absent in records of before planned failovers. */
+  sourceId?: string;
+  /** What is done on the source; null: nothing, the failover is unplanned. */
+  plan?: HandoverPlan | null;
+  /** The final mark, once it is durable. */
+  final?: FinalPoint | null;
+  /** The source was enrolled anew after its failover: it is a source like any other. */
+  fenceLifted?: boolean;
+  /** Saved before the source is told to power off or to be passive. */
+  powerOffAsked?: boolean;
   replicaName: string;
   sourceName: string;
   startedAt: string;
@@ -130,11 +154,23 @@ export function replicaMac(jobId: string, nic: string): string {
   return `52:54:00:${digest.slice(0, 2)}:${digest.slice(2, 4)}:${digest.slice(4, 6)}`;
 }
 
+export interface StartOptions {
+  /** Null or absent: the source is left as it is. */
+  plan?: HandoverPlan | null;
+  /** The moment of the source to go back to; null or absent, and in a planned failover: the newest point. */
+  wanted?: { sourceTime: string } | null;
+}
+
+const stepNames = (isOfMoment: boolean, isPlanned: boolean): FailoverStepName[] =>
+  STEP_NAMES.filter(
+    (name) => (name !== 'replay' || isOfMoment) && (isPlanned || !HANDOVER_STEPS.includes(name)),
+  );
+
 export function newRecord(
   job: JobDescription,
   applianceVm: string,
   now: string,
-  wanted: { sourceTime: string } | null = null,
+  { wanted = null, plan = null }: StartOptions = {},
   ids: { failoverId: string; vmUuid: string } = {
     failoverId: randomUUID(),
     vmUuid: randomUUID(),
@@ -145,15 +181,22 @@ export function newRecord(
     version: 1,
     failoverId: ids.failoverId,
     jobId: job.jobId,
-    kind: 'unplanned',
+    kind: plan ? 'planned' : 'unplanned',
+    sourceId: job.sourceId,
+    plan,
+    final: null,
+    powerOffAsked: false,
     replicaName: job.replicaName,
     sourceName: job.sourceName,
     startedAt: now,
     endedAt: null,
     phase: { name: 'running' },
-    steps: STEP_NAMES.filter((name) => name !== 'replay' || wanted).map((name) => ({
+    steps: stepNames(wanted !== null, plan !== null).map((name) => ({
       name,
-      title: TITLES[name],
+      title:
+        name === 'power-off' && !plan?.powerOff
+          ? "Make the source server's agent passive"
+          : TITLES[name],
       state: 'waiting',
       detail: null,
       startedAt: null,

@@ -26,6 +26,8 @@ export interface StepContext {
   /** Writes back and drops what the appliance's kernel has cached of a device. */
   flushDevice(path: string): Promise<void>;
   now(): string;
+  /** Throws when the engine is closed. */
+  wait(ms: number): Promise<void>;
   signal: AbortSignal;
 }
 
@@ -51,6 +53,84 @@ const replicationImage = (disk: RecordDisk): DiskRef => disk.top ?? disk.image;
 const nameOf = (record: FailoverRecord, diskId: string): string =>
   record.disks.find((disk) => disk.diskId === diskId)?.sourceName ?? diskId;
 
+// ---- on the source: stop-services, final-mark, power-off ---------------------------------------------------------
+/**
+ * The source goes on as before. Where its agent is away, or the source is off, it is told when it comes back: what
+ * stands on record there asks for it.
+ */
+async function letSourceGoOn({ job, record, save }: StepContext): Promise<string> {
+  try {
+    const started = await job.cancelHandover(record.failoverId);
+    if (started === null) {
+      return record.powerOffAsked && record.plan?.powerOff
+        ? 'the source server was told to power off: when it is switched on, it goes on by itself'
+        : 'the source server is not connected: when it is, it goes on by itself';
+    }
+    return started.length > 0 ? `started again: ${started.join(', ')}` : 'it goes on';
+  } catch (error) {
+    // It has let go of the failover all the same, and trying again would start nothing more.
+    const note = asUndError(error).message;
+    await save(({ notes }) => ({ notes: [...notes.filter((one) => one !== note), note] }));
+    return note;
+  }
+}
+
+const stopServices: Step = {
+  async run({ job, record }) {
+    const stopped = await job.prepareHandover(record.failoverId, record.plan?.stopUnits ?? []);
+    return stopped.length > 0 ? stopped.join(', ') : 'no services to stop';
+  },
+  compensate: letSourceGoOn,
+};
+
+const finalMark: Step = {
+  /** Interrupted, another mark is placed: it covers what was written in between. */
+  async run({ job, record, detail, save }) {
+    const final = await job.finalMark(record.failoverId, detail);
+    await save((current) => ({ final, point: { ...current.point, lossMs: 0 } }));
+    const how = final.quiesced ? 'file systems at rest' : `not at rest: ${final.reason}`;
+    return `everything up to frame ${final.seq} is kept; ${how}`;
+  },
+  compensate: async () => null,
+};
+
+const POWER_OFF_LIMIT_MS = 5 * 60_000;
+
+const powerOff: Step = {
+  async run(context) {
+    const { job, record, save, detail, wait } = context;
+    const { failoverId, replicaName, sourceName } = record;
+    const how = record.plan?.powerOff ? 'power-off' : 'passive';
+    const askedBefore = record.powerOffAsked === true;
+    const online = async () => (await job.describe()).sourceOnline;
+    if (!askedBefore && !(await online())) {
+      throw undError('UND_AGENT_OFFLINE', { source: sourceName });
+    }
+    await save(() => ({ powerOffAsked: true }));
+    try {
+      await job.powerOff(failoverId, how, `${sourceName} was failed over to ${replicaName}`);
+    } catch (error) {
+      const { code } = asUndError(error);
+      // Told before, or while it was: a machine that powers off gives no answer.
+      const gone = code.startsWith('UND_LINK_') || (code === 'UND_AGENT_OFFLINE' && askedBefore);
+      if (!gone) throw error;
+    }
+    const end = Date.now() + POWER_OFF_LIMIT_MS;
+    while (await online()) {
+      if (Date.now() > end) {
+        throw undError('UND_HANDOVER_FAILED', {
+          source: sourceName,
+          reason: 'its agent is still connected after it was told to go',
+        });
+      }
+      detail('waiting until the source server has gone');
+      await wait(500);
+    }
+    return how === 'passive' ? 'its agent is passive' : `${sourceName} has gone`;
+  },
+  compensate: async (context) => (context.record.powerOffAsked ? letSourceGoOn(context) : null),
+};
+
 // ---- stop-intake -------------------------------------------------------------------------------------------------
 const stopIntake: Step = {
   async run({ job, record, save }) {
@@ -58,6 +138,13 @@ const stopIntake: Step = {
       record.failoverId,
       `failover to ${record.replicaName} began at ${record.startedAt}`,
     );
+    const { final } = record;
+    if (final && point.durableSeq < final.seq) {
+      throw undError('UND_HANDOVER_FAILED', {
+        source: record.sourceName,
+        reason: `its final mark, frame ${final.seq}, is not in the journal, which ends at ${point.durableSeq}`,
+      });
+    }
     if (!record.wanted) {
       await save((current) => ({
         point: { ...current.point, seq: point.durableSeq, sourceTime: point.sourceTime },
@@ -551,6 +638,9 @@ const proveBoot: Step = {
 };
 
 export const STEPS: Record<FailoverStepName, Step> = {
+  'stop-services': stopServices,
+  'final-mark': finalMark,
+  'power-off': powerOff,
   'stop-intake': stopIntake,
   apply,
   checkpoint,

@@ -25,9 +25,27 @@ export interface SourceNic {
   primary: boolean;
 }
 
+/** What a planned failover does on the source before it takes its place. */
+export interface HandoverPlan {
+  /** systemd units, stopped in this order. */
+  stopUnits: string[];
+  /** False: the source stays on, and its agent passive. */
+  powerOff: boolean;
+}
+
+/** The final mark, durable here. */
+export interface FinalPoint {
+  seq: number;
+  sourceTime: string | null;
+  /** The file systems were flushed and frozen at the mark, and every pre-hook had succeeded; if not, why. */
+  quiesced: boolean;
+  reason: string | null;
+}
+
 /** Everything about a job that a failover fixes at its start; later changes of the job don't change a failover. */
 export interface JobDescription {
   jobId: string;
+  sourceId: string;
   sourceName: string;
   replicaName: string;
   network: string;
@@ -36,6 +54,8 @@ export interface JobDescription {
   firmware: Firmware;
   disks: JobDiskImage[];
   nics: SourceNic[];
+  /** Whether the agent is connected. */
+  sourceOnline: boolean;
   /** Age of the newest source moment that is durable here. Null when unknown. */
   lagMs: number | null;
   /** Whether the replica disks hold a consistent point; if not, why ("the first mirror is at 40 %"). */
@@ -59,6 +79,27 @@ export interface RecoveryPoint {
  */
 export interface JobHandle {
   describe(): Promise<JobDescription>;
+
+  /**
+   * Planned failover: the units are stopped on the source. Resolves with those that ran.
+   * Throws `UND_AGENT_OFFLINE`, `UND_HANDOVER_FAILED`, `UND_LINK_…`.
+   */
+  prepareHandover(failoverId: string, stopUnits: string[]): Promise<string[]>;
+
+  /**
+   * Planned failover: resolves when everything that was written on the source before the final mark is durable here.
+   * Called again it places another mark, with what was written since. Throws as above, and `UND_POINT_FAILED`.
+   */
+  finalMark(failoverId: string, onProgress: (text: string) => void): Promise<FinalPoint>;
+
+  /** Planned failover: the source powers itself off or becomes passive. Throws as above, and `UND_HANDOVER_UNKNOWN`. */
+  powerOff(failoverId: string, how: 'power-off' | 'passive', reason: string): Promise<void>;
+
+  /**
+   * The source starts what was stopped for this failover. Null when its agent is not connected: it is told when it comes
+   * back and the failover is over. Throws `UND_HANDOVER_FAILED` when something could not be started.
+   */
+  cancelHandover(failoverId: string): Promise<string[] | null>;
 
   /**
    * From its return on, no further frame of this job is accepted or acknowledged, also after a restart, until

@@ -464,6 +464,20 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
     this.#changed();
   }
 
+  /**
+   * Resolves when this frame and all before it are durable. `look` is called at every change and each second until then;
+   * what it throws ends the waiting.
+   */
+  async untilDurable(seq: number, look: () => void): Promise<void> {
+    while (this.#durable.seq < seq) {
+      look();
+      const limit = AbortSignal.timeout(1_000);
+      await once(this, 'change', { signal: limit }).catch((error) => {
+        if (!limit.aborted) throw error;
+      });
+    }
+  }
+
   /** Take frames again after `stopIntake`. */
   startIntake(): void {
     if (this.#intake.name === 'held' && this.#intake.by === 'owner') this.#openIntake();

@@ -178,6 +178,11 @@ const inventory = (): contract.Inventory => ({
   },
 });
 
+const HANDOVER: [contract.FailoverStepName, string, string][] = [
+  ['stop-services', 'Stop the chosen services on the source server', 'postgresql.service'],
+  ['final-mark', 'Flush the source server and wait until everything has arrived', 'frame 48213'],
+  ['power-off', 'Power the source server off', 'web-01 has gone'],
+];
 const STEPS: [contract.FailoverStepName, string, string][] = [
   ['stop-intake', 'Stop taking in new data', 'the stream is closed at frame 48213'],
   ['apply', 'Apply what arrived', '212 frames, 31 MiB applied'],
@@ -412,14 +417,14 @@ export async function startPageMock(options: PageMockOptions): Promise<PageMock>
         return {
           ...step,
           state: 'done',
-          detail: STEPS[i]![2],
+          detail: [...HANDOVER, ...STEPS].find(([name]) => name === step.name)![2],
           endedAt: step.endedAt ?? iso(),
         };
       }
       return i === at ? { ...step, state: 'running', startedAt: iso() } : step;
     });
-    const prepared = at > 5;
-    const proven = at >= STEPS.length;
+    const prepared = at > failover.steps.length - 4;
+    const proven = at >= failover.steps.length;
     tell({
       type: 'failover',
       failover: {
@@ -975,19 +980,21 @@ export async function startPageMock(options: PageMockOptions): Promise<PageMock>
       const failover: Failover = {
         failoverId: randomUUID(),
         jobId: job.jobId,
-        kind: 'unplanned',
+        kind: request.body.kind,
         replicaName: job.settings.replicaName,
         startedAt: iso(),
         endedAt: null,
         state: { name: 'running' },
-        steps: STEPS.map(([name, title]) => ({
-          name,
-          title,
-          state: 'waiting',
-          detail: null,
-          startedAt: null,
-          endedAt: null,
-        })),
+        steps: (request.body.kind === 'planned' ? [...HANDOVER, ...STEPS] : STEPS).map(
+          ([name, title]) => ({
+            name,
+            title,
+            state: 'waiting',
+            detail: null,
+            startedAt: null,
+            endedAt: null,
+          }),
+        ),
         point: {
           seq: null,
           sourceTime: job.figures.newestPointAt,

@@ -21,6 +21,7 @@ import {
 import type { ControlMessage, ControlOf, MachineIdentity } from '../../protocol/control.ts';
 import { type UndError, undError } from '../../protocol/errors.ts';
 import { freePort, until } from './push.lab.ts';
+import { StandInSystemd } from './systemd.lab.ts';
 
 t.setTimeout(300_000);
 const dir = mkdtempSync(join(tmpdir(), 'understudy-agent-test.'));
@@ -143,6 +144,18 @@ class Doors {
   }
 }
 
+const FINAL = {
+  type: 'consistencyPoint' as const,
+  pointId: 'p1',
+  name: 'Final state',
+  quiesced: true,
+  reason: null,
+  freezeMs: 3,
+  fileSystems: ['/'],
+  hooks: [],
+  final: true,
+};
+
 /** Writes down what the service asks of the stream. */
 class Recorder implements Stream {
   readonly acts: string[];
@@ -161,6 +174,10 @@ class Recorder implements Stream {
   disconnected() {
     this.acts.push('disconnected');
   }
+  async finalMark() {
+    this.acts.push('final mark');
+    return { seq: 42, point: FINAL, postHooks: [] };
+  }
   async stop({ unpin }: { unpin: boolean }) {
     this.acts.push(unpin ? 'stop, off the disks' : 'stop');
   }
@@ -172,11 +189,14 @@ class Agent {
   readonly log: string[] = [];
   machine = ME;
   left: string[] = [];
+  abandonedMs: number | undefined;
+  readonly systemd: StandInSystemd;
   #service: AgentService | undefined;
   ended: Promise<Ended> | undefined;
 
   constructor(t: Test) {
     this.state = new AgentState(mkdtempSync(join(dir, 'agent.')));
+    this.systemd = new StandInSystemd(mkdtempSync(join(dir, 'systemd.')));
     t.teardown(() => this.stop());
   }
 
@@ -190,6 +210,8 @@ class Agent {
       state: this.state,
       log: (level, text) => void this.log.push(`${level} ${text}`),
       createStream: () => new Recorder(this.acts),
+      systemctl: this.systemd.run,
+      abandonedMs: this.abandonedMs,
       machine: async () => this.machine,
       inventory: async () => ({ hostname: 'web1' }) as never,
       removeTraces: async () => {
@@ -475,4 +497,152 @@ t.test('the packed executable does the same', async (t) => {
   const exit = once(child, 'exit');
   child.kill('SIGTERM');
   t.same(await exit, [0, null], said);
+});
+
+// ---- planned failover ---------------------------------------------------------------------------------------------
+const PLAN = { jobId: 'job-1', failoverId: 'failover-1' };
+const stopUnits = ['postgresql.service', 'cron.service'];
+
+// Red when the units are noted after they were stopped, or when a request that comes twice is done twice.
+t.test('a handover stops what runs, marks, and powers off; each once', async (t) => {
+  const { doors, agent } = await enrolled(t);
+  const session = doors.sessions[0]!;
+  t.same(doors.hellos[0]!.hello.handover, null);
+  await t.rejects(session.finalMark(PLAN), { code: 'UND_HANDOVER_UNKNOWN' }, 'not before it');
+  t.same(await session.prepareHandover({ ...PLAN, stopUnits }), ['postgresql.service']);
+  t.equal(agent.systemd.state('postgresql.service'), 'inactive');
+  t.equal(agent.systemd.state('nginx.service'), 'active');
+  t.same(await session.prepareHandover({ ...PLAN, stopUnits }), ['postgresql.service'], 'again');
+  t.match(await session.finalMark(PLAN), { finalSeq: 42, point: { final: true } });
+  await t.rejects(
+    session.powerOff({ failoverId: 'another', how: 'power-off', reason: 'r' }),
+    { code: 'UND_HANDOVER_UNKNOWN' },
+    'no other failover switches this machine off',
+  );
+  t.same(agent.systemd.acts(), ['stop postgresql.service']);
+
+  const request: ControlOf<'powerOff'> = {
+    type: 'powerOff',
+    requestId: 'request-1',
+    failoverId: 'failover-1',
+    how: 'power-off',
+    reason: 'web1 was failed over to web1-replica',
+  };
+  session.send(request);
+  session.send(request);
+  const answers = () => doors.messages.filter(({ type }) => type === 'handedOver');
+  await until('both answers', () => answers().length === 2);
+  t.same(agent.systemd.acts(), ['stop postgresql.service', 'poweroff --no-wall'], 'off once');
+  t.match(await agent.state.handover(), { stage: 'handed-over', failoverId: 'failover-1' });
+
+  // Switched on again, and no appliance there: it must not go on.
+  await agent.stop();
+  await doors.close();
+  agent.acts.length = 0;
+  await agent.state.putJob(JOB);
+  agent.start();
+  await until('it to say so', () => agent.log.some((line) => line.includes('passive: web1 was')));
+  t.same(agent.acts, [], 'no stream, no capture');
+  await agent.stop();
+
+  // The appliance is back, and the failover was taken back.
+  const again = new Doors();
+  again.judge = (_, hello) => {
+    if (hello.passive === null) return;
+    t.same(hello.handover, { failoverId: 'failover-1' });
+    throw undError('UND_FENCE_LIFTED', { failover: 'failover-1', source: 'web1' });
+  };
+  await again.open(t, { api: doors.apiPort, agents: doors.agentPort });
+  agent.start();
+  await again.session();
+  t.equal(agent.systemd.state('postgresql.service'), 'active', 'started again');
+  t.equal(await agent.state.handover(), null);
+  await until('the job to be taken up', () => agent.acts.includes('connected'));
+  t.ok(agent.acts.includes('adopt job-1'));
+});
+
+t.test('a cancelled handover starts again what it stopped, and only that', async (t) => {
+  const { doors, agent } = await enrolled(t);
+  const session = doors.sessions[0]!;
+  await session.prepareHandover({ ...PLAN, stopUnits });
+  // The agent is killed and comes back: it knows what it stopped, and says so.
+  await agent.stop();
+  agent.start();
+  const second = await doors.session(2);
+  t.same(doors.hellos[1]!.hello.handover, { failoverId: 'failover-1' });
+  t.same(await second.cancelHandover('another'), []);
+  t.equal(agent.systemd.state('postgresql.service'), 'inactive');
+  t.same(await second.cancelHandover('failover-1'), ['postgresql.service']);
+  t.same(await second.cancelHandover('failover-1'), [], 'nothing twice');
+  t.same(agent.systemd.acts(), ['stop postgresql.service', 'start postgresql.service']);
+  t.equal(agent.systemd.state('cron.service'), 'inactive', 'it did not run before');
+  await t.rejects(second.finalMark(PLAN), { code: 'UND_HANDOVER_UNKNOWN' });
+});
+
+t.test('units that are not there or cannot be stopped are said, not passed over', async (t) => {
+  const { doors, agent } = await enrolled(t);
+  const session = doors.sessions[0]!;
+  await t.rejects(session.prepareHandover({ ...PLAN, stopUnits: ['postgres.service'] }), {
+    code: 'UND_HANDOVER_FAILED',
+    message: /there is no unit postgres.service/,
+  });
+  agent.systemd.refuse('stop');
+  await t.rejects(session.prepareHandover({ ...PLAN, stopUnits }), {
+    code: 'UND_HANDOVER_FAILED',
+    message: /Job failed/,
+  });
+  // What may have been stopped is started all the same.
+  t.same(await session.cancelHandover('failover-1'), ['postgresql.service']);
+});
+
+t.test('the appliance never comes back: services do not stay stopped', async (t) => {
+  const doors = await new Doors().open(t);
+  const agent = await new Agent(t).give(doors.ticket());
+  agent.abandonedMs = 100;
+  agent.start();
+  await (await doors.session()).prepareHandover({ ...PLAN, stopUnits });
+  t.equal(agent.systemd.state('postgresql.service'), 'inactive');
+  await doors.close();
+  await until('the services again', () => agent.systemd.state('postgresql.service') === 'active');
+  t.equal(await agent.state.handover(), null, 'a late request to power off is refused');
+});
+
+t.test('told to stay passive, it stays so over restarts', async (t) => {
+  const { doors, agent } = await enrolled(t);
+  const session = doors.sessions[0]!;
+  await session.prepareHandover({ ...PLAN, stopUnits: [] });
+  await session.finalMark(PLAN);
+  await session.powerOff({ failoverId: 'failover-1', how: 'passive', reason: 'failed over' });
+  await until('the capture to be off', () => agent.acts.includes('stop, off the disks'));
+  t.notOk(agent.systemd.acts().includes('poweroff --no-wall'));
+  await doors.session(2);
+  t.match(doors.hellos[1]!.hello, { passive: { reason: 'failed over' } });
+  await agent.stop();
+  agent.start();
+  await doors.session(3);
+  t.match(doors.hellos[2]!.hello, { passive: { reason: 'failed over' } });
+});
+
+// Red when the reason is only kept in memory.
+t.test('a source that is told that it was failed over is passive from then on', async (t) => {
+  const { doors, agent } = await enrolled(t);
+  doors.judge = (_, hello) => {
+    if (hello.passive) throw undError('UND_AGENT_PASSIVE', { source: 'web1', reason: 'r' });
+    throw undError('UND_AGENT_FENCED', {
+      source: 'web1',
+      replica: 'web1-replica',
+      failover: 'failover-2',
+    });
+  };
+  doors.sessions[0]!.close();
+  await until('a passive hello', () => doors.hellos.some(({ hello }) => hello.passive !== null));
+  const { hello } = doors.hellos.find((one) => one.hello.passive !== null)!;
+  t.match(hello, { passive: { reason: /its replica web1-replica/ } });
+  t.same(hello.handover, { failoverId: 'failover-2' });
+  t.ok(agent.acts.includes('stop, off the disks'));
+  await agent.stop();
+  doors.hellos.length = 0;
+  agent.start();
+  await until('a hello', () => doors.hellos.length > 0);
+  t.ok(doors.hellos[0]!.hello.passive, 'after a restart as well');
 });

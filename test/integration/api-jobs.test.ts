@@ -435,6 +435,9 @@ t.test(
     await lab.restart();
     t.match(await stateOf(), { name: 'failed-over' }, 'it stays so over a restart');
     t.equal(lab.host.vms.get('web1-replica')?.running, true);
+    // Red without admission's look at the fence.
+    await until('the source to be passive', async () => (await sourceState()) === 'passive');
+    t.match(await web1.state.handover(), { stage: 'handed-over', failoverId });
 
     const undo = await lab.inject('POST', `/api/failovers/${failoverId}/undo`, {
       confirm: 'web1-replica',
@@ -444,6 +447,84 @@ t.test(
     t.notOk(lab.host.vms.has('web1-replica'));
     await waitFor('protected');
     await web1.kernel.write(0, 6 * MIB, Buffer.alloc(MIB, 'i'));
+    await untilSame();
+  },
+);
+
+/**
+ * A database that commits row after row while its service runs: a row counts once it is on the disk.
+ */
+function startLedger(): { rows: () => number; ended: Promise<void> } {
+  let rows = 0;
+  const write = async () => {
+    while (web1.systemd.state('postgresql.service') === 'active') {
+      const row = Buffer.alloc(4096);
+      row.writeUInt32LE(rows + 1);
+      await web1.kernel.write(1, rows * 4096, row);
+      rows++;
+    }
+  };
+  return { rows: () => rows, ended: write() };
+}
+
+// Red with a final mark that is not awaited, and with stop-services behind it.
+t.test(
+  'a planned failover over a restart of the appliance: no row is lost; undone, the source goes on',
+  async (t) => {
+    const ledger = startLedger();
+    const failoverRequest = { kind: 'planned', confirm: 'web1-replica' };
+    const misspelt = await lab.call<Failover>('POST', `/api/jobs/${jobId}/failover`, {
+      ...failoverRequest,
+      stopUnits: ['postgres.service'],
+    });
+    const failover = (id: string) => lab.call<Failover>('GET', `/api/failovers/${id}`);
+    const ended = (id: string, name: string) =>
+      until(`the failover to be ${name}`, async () => {
+        const { state } = await failover(id);
+        if (state.name === 'failed' && name !== 'failed') throw new Error(JSON.stringify(state));
+        return state.name === name;
+      });
+    await ended(misspelt.failoverId, 'failed');
+    t.match((await failover(misspelt.failoverId)).state, {
+      error: { message: /there is no unit postgres.service/ },
+    });
+    await waitFor('protected');
+    t.equal(web1.systemd.state('postgresql.service'), 'active');
+
+    await until('some rows', () => ledger.rows() > 20);
+    await lab.call('PATCH', `/api/jobs/${jobId}`, { stopUnits: ['postgresql.service'] });
+    const { failoverId } = await lab.call<Failover>(
+      'POST',
+      `/api/jobs/${jobId}/failover`,
+      failoverRequest,
+    );
+    await until('the services to be stopped', () => web1.systemd.acts().length > 0);
+    await lab.restart();
+    await ended(failoverId, 'completed');
+    await ledger.ended;
+    t.same(web1.systemd.acts(), ['stop postgresql.service', 'poweroff --no-wall']);
+    const done = await failover(failoverId);
+    t.match(done, { kind: 'planned', point: { lossMs: 0 } });
+    const vm = lab.host.vms.get('web1-replica')!;
+    const data = await readFile(vm.spec.disks[1]!.disk.path);
+    const there = Array.from({ length: ledger.rows() }, (_, n) => data.readUInt32LE(n * 4096));
+    t.same(
+      there,
+      there.map((_, n) => n + 1),
+      `all ${ledger.rows()} rows`,
+    );
+
+    // Switched on by somebody: it is told, and remembers.
+    await web1.start();
+    await until('the source to be passive', async () => (await sourceState()) === 'passive');
+    t.match(web1.log.at(-1), /web1 was failed over to web1-replica/);
+    t.equal(web1.systemd.state('postgresql.service'), 'inactive');
+
+    await lab.call('POST', `/api/failovers/${failoverId}/undo`, { confirm: 'web1-replica' });
+    await ended(failoverId, 'undone');
+    await waitFor('protected');
+    t.equal(web1.systemd.state('postgresql.service'), 'active', 'its services run again');
+    await web1.kernel.write(0, 6 * MIB, Buffer.alloc(MIB, 'p'));
     await untilSame();
   },
 );

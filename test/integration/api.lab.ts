@@ -36,6 +36,7 @@ import type { ApplianceAddress } from '../../appliance/sources/installer.ts';
 import type { MachineIdentity } from '../../protocol/control.ts';
 import { type ErrorCode, type ErrorParams, undError } from '../../protocol/errors.ts';
 import { ScriptedKernel, until } from './stream.lab.ts';
+import { StandInSystemd } from './systemd.lab.ts';
 
 export { until };
 
@@ -379,6 +380,7 @@ export class TestSource {
   devicePaths = new Map<number, string>();
   /** Disks that are not there. */
   hidden = new Set<number>();
+  readonly systemd: StandInSystemd;
   #service: AgentService | null = null;
   #running: Promise<unknown> = Promise.resolve();
 
@@ -386,6 +388,9 @@ export class TestSource {
     this.dir = join(dir, name);
     mkdirSync(this.dir, { recursive: true });
     this.state = new AgentState(join(this.dir, 'state'));
+    this.systemd = new StandInSystemd(join(this.dir, 'systemd'));
+    // With the machine ends everything on it; what its disks have is left.
+    this.systemd.onPowerOff = () => setImmediate(() => this.stop());
     this.machine = {
       hostname: name,
       smbiosUuid: `uuid-of-${name}`,
@@ -484,6 +489,7 @@ export class TestSource {
       machine: async () => this.machine,
       inventory: async () => this.inventory(),
       removeTraces: async () => [],
+      systemctl: this.systemd.run,
       wait: (ms, signal) =>
         new Promise((resolve) => {
           const end = () => {

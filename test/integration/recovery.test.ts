@@ -125,6 +125,8 @@ const description = (): JobDescription => ({
   vcpus: 1,
   memoryBytes: 768 * 1024 * 1024,
   firmware: 'bios',
+  sourceId: 'source-1',
+  sourceOnline: false,
   lagMs: 1200,
   recoverable: { ok: true },
   nics: [{ name: 'ens3', mac: '52:54:00:00:00:01', primary: true }],
@@ -138,8 +140,16 @@ const description = (): JobDescription => ({
   })),
 });
 
+const notPlanned = async (): Promise<never> => {
+  throw new Error('this failover is not a planned one');
+};
+
 const job: JobHandle = {
   describe: async () => description(),
+  prepareHandover: notPlanned,
+  finalMark: notPlanned,
+  powerOff: notPlanned,
+  cancelHandover: notPlanned,
   stopIntake: async () => ({ durableSeq: 7, sourceTime: new Date().toISOString() }),
   drainApply: async () => {
     await writeMark(SERIALS[1], 'applied');

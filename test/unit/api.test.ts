@@ -158,7 +158,7 @@ t.test('bad input is refused with the path of the field', async (t) => {
     ['PATCH', '/api/jobs/x', { exclusions: ['/tmp', '/**'] }, 'exclusions.1'],
     ['DELETE', '/api/jobs/x', undefined, 'disks'],
     ['DELETE', '/api/jobs/x?disks=burn', undefined, 'disks'],
-    ['POST', '/api/jobs/x/failover', { kind: 'planned', confirm: 'x' }, 'kind'],
+    ['POST', '/api/jobs/x/failover', { kind: 'sudden', confirm: 'x' }, 'kind'],
     ['POST', '/api/failovers/x/undo', {}, 'confirm'],
     ['GET', '/api/audit?limit=-1', undefined, 'limit'],
     ['POST', '/api/config/backup', { passphrase: 'short' }, 'passphrase'],

@@ -30,6 +30,8 @@ const job: JobDescription = {
     { name: 'ens4', mac: '52:54:00:00:00:02', primary: false },
     { name: 'ens3', mac: '52:54:00:00:00:01', primary: true },
   ],
+  sourceId: 'source-1',
+  sourceOnline: false,
   lagMs: null,
   recoverable: { ok: true },
 };

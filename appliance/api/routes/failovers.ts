@@ -16,9 +16,8 @@ export function registerFailoverRoutes(route: Router, { failovers }: Services): 
     act: 'failover.start',
     schema: { params: ById, body: FailoverRequest, response: { 202: Failover } },
     handler: async (request, reply) => {
-      const { confirm, point = 'newest' } = request.body as Static<typeof FailoverRequest>;
-      const wanted = point === 'newest' ? null : point;
-      return reply.status(202).send(await failovers.start(idOf(request), confirm, wanted));
+      const asked = request.body as Static<typeof FailoverRequest>;
+      return reply.status(202).send(await failovers.start(idOf(request), asked));
     },
   });
 

@@ -8,6 +8,7 @@ import type {
   AuditEntry,
   Certificate,
   Failover,
+  FailoverRequest,
   HostView,
   Job,
   JobPoints,
@@ -192,8 +193,8 @@ export const api = {
   journalCheck: (jobId: string) => call<JournalCheck>(`/api/jobs/${id(jobId)}/journal-check`),
   startJournalCheck: (jobId: string) => post<JournalCheck>(`/api/jobs/${id(jobId)}/journal-check`),
 
-  failOver: (jobId: string, confirm: string) =>
-    post<Failover>(`/api/jobs/${id(jobId)}/failover`, { kind: 'unplanned', confirm }),
+  failOver: (jobId: string, request: FailoverRequest) =>
+    post<Failover>(`/api/jobs/${id(jobId)}/failover`, request),
   failovers: () => call<Failover[]>('/api/failovers'),
   undo: (failoverId: string, confirm: string) =>
     post<Failover>(`/api/failovers/${id(failoverId)}/undo`, { confirm }),

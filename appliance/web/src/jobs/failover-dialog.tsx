@@ -1,4 +1,5 @@
 import { Alert, DescriptionList } from '@patternfly/react-core';
+import { useState } from 'react';
 import { useNavigate } from 'react-router';
 import type { Job, Source } from '../../../api/schema.ts';
 import { api } from '../api/client.ts';
@@ -7,9 +8,10 @@ import { formatDuration } from '../format.ts';
 import { ConfirmDialog } from '../parts/confirm.tsx';
 import { useNow } from '../parts/hooks.ts';
 import { Fact, When } from '../parts/parts.tsx';
+import { type HandoverFields, HandoverForm, unitsOf } from './handover-fields.tsx';
 import { describeLag, mirrorIncomplete } from './words.ts';
 
-/** Asks for an unplanned failover: what will be lost, what must be true, and the replica's name. */
+/** Asks for a failover: planned or not, what will be lost, what must be true, and the replica's name. */
 export function FailoverDialog(props: { job: Job; source: Source | undefined; close: () => void }) {
   const { job, source } = props;
   const navigate = useNavigate();
@@ -19,6 +21,13 @@ export function FailoverDialog(props: { job: Job; source: Source | undefined; cl
   const lag = describeLag(figures, now);
   const sourceLives = source?.state.name === 'online';
   const incomplete = mirrorIncomplete(job);
+  const [fields, setFields] = useState<HandoverFields>({
+    kind: 'unplanned',
+    units: (settings.stopUnits ?? []).join('\n'),
+    powerOff: true,
+  });
+  const planned = sourceLives && fields.kind === 'planned';
+  const units = unitsOf(fields.units);
   const ageMs = figures.newestPointAt ? now - Date.parse(figures.newestPointAt) : null;
   return (
     <ConfirmDialog
@@ -29,9 +38,15 @@ export function FailoverDialog(props: { job: Job; source: Source | undefined; cl
       wide
       typed={settings.replicaName}
       typedLabel="Type the replica's name to confirm"
+      blocked={planned && !units.ok}
       close={props.close}
       act={async (confirm) => {
-        const failover = await api.failOver(job.jobId, confirm);
+        const failover = await api.failOver(
+          job.jobId,
+          planned && units.ok
+            ? { kind: 'planned', confirm, stopUnits: units.units, powerOff: fields.powerOff }
+            : { kind: 'unplanned', confirm },
+        );
         learn.newFailover(failover);
         navigate(`/failovers/${failover.failoverId}`);
       }}
@@ -39,9 +54,15 @@ export function FailoverDialog(props: { job: Job; source: Source | undefined; cl
       <div className="und-stack">
         <p>
           The replica VM <strong>{settings.replicaName}</strong> is started on the target host from
-          the newest point that arrived. Replication of this job stops. You can undo it until you
-          commit.
+          {planned ? ' the last state of the source server. ' : ' the newest point that arrived. '}
+          Replication of this job stops. You can undo it until you commit.
         </p>
+        {sourceLives && (
+          <HandoverForm
+            fields={fields}
+            set={(change) => setFields((current) => ({ ...current, ...change }))}
+          />
+        )}
         <div
           id="failover-loss"
           data-lag-ms={figures.lagMs ?? ''}
@@ -50,9 +71,11 @@ export function FailoverDialog(props: { job: Job; source: Source | undefined; cl
           <h3 className="pf-v6-c-title pf-m-md und-sub">What will be lost</h3>
           <DescriptionList isHorizontal isCompact>
             <Fact term="Time" id="failover-loss-time">
-              {figures.lagMs === null
-                ? `not known: ${lag.time.note}`
-                : `everything written in the last ${formatDuration(figures.lagMs)}`}
+              {planned
+                ? 'nothing that was written before the services had stopped'
+                : figures.lagMs === null
+                  ? `not known: ${lag.time.note}`
+                  : `everything written in the last ${formatDuration(figures.lagMs)}`}
             </Fact>
             <Fact term="Data not arrived" id="failover-loss-bytes">
               {lag.data.value} ({lag.data.note})
@@ -69,7 +92,7 @@ export function FailoverDialog(props: { job: Job; source: Source | undefined; cl
             title="The connection to the appliance is lost: these figures are old"
           />
         )}
-        {sourceLives && (
+        {sourceLives && !planned && (
           <Alert
             variant="warning"
             isInline
