@@ -11,6 +11,7 @@ import { chunkExtents } from './chunk.ts';
 import { type CompareHost, compareDisk } from './compare.ts';
 import { type Span, Touched } from './touched.ts';
 
+const PIECES_AT_ONCE = 16;
 /** How often pieces that were written while they were looked at are looked at again. */
 const MORE_ROUNDS = 3;
 /** A section has its own touched set, and what it found is durable when it ends. */
@@ -102,14 +103,14 @@ class Verifier {
       const parts = compareDisk(this.#host, run, this.#reader, unneeded, this.#signal);
       for await (const { comparedBytes, pieces } of parts) {
         section.comparedBytes += comparedBytes;
-        for (const piece of pieces) await this.#lookAgain(piece, unneeded);
+        await inParts(pieces, (piece) => this.#lookAgain(piece, unneeded));
       }
     });
     // What moves without end is written without end, and so is on the replica what the stream carries.
     for (let more = 0; more < MORE_ROUNDS && this.#moving.length > 0; more++) {
       const pieces = this.#moving.splice(0);
       await this.#round(section, async (unneeded) => {
-        for (const piece of pieces) await this.#lookAgain(piece, unneeded);
+        await inParts(pieces, (piece) => this.#lookAgain(piece, unneeded));
       });
     }
     this.#moving = [];
@@ -127,10 +128,11 @@ class Verifier {
       this.#signal.throwIfAborted();
       this.#unneeded ??= await host.unneeded(this.#ask.disk);
       await act(this.#unneeded);
-      for (const repair of this.#repairs.splice(0)) {
+      await inParts(this.#repairs.splice(0), async (repair) => {
+        const repaired = await this.#proven(repair);
         section.mismatches += repair.blocks.length;
-        section.repaired += await this.#proven(repair);
-      }
+        section.repaired += repaired;
+      });
       this.#signal.throwIfAborted();
     } finally {
       tracker.stop();
@@ -206,6 +208,13 @@ class Verifier {
   #isStill({ offsetBytes, lengthBytes }: Span): boolean {
     const [first] = this.#touched.untouched(offsetBytes, lengthBytes);
     return first?.offsetBytes === offsetBytes && first.lengthBytes === lengthBytes;
+  }
+}
+
+/** Some at a time: each waits for the ring, the link and the appliance's apply. */
+async function inParts<T>(all: readonly T[], act: (one: T) => Promise<void>): Promise<void> {
+  for (let at = 0; at < all.length; at += PIECES_AT_ONCE) {
+    await Promise.all(all.slice(at, at + PIECES_AT_ONCE).map(act));
   }
 }
 

@@ -71,6 +71,8 @@ export class Applier extends EventEmitter<ApplierEvents> {
 
   constructor(host: ApplierHost, appliedSeq: number) {
     super();
+    // Each comparison of a verification waits for its frame.
+    this.setMaxListeners(64);
     this.#host = host;
     this.#writtenSeq = appliedSeq;
     this.#appliedSeq = appliedSeq;

@@ -94,6 +94,13 @@ export class ReplicaDisk {
     return data;
   }
 
+  /** What is durable leaves the page cache: the next reads are of the disk itself. */
+  async dropCache(): Promise<void> {
+    await execa('dd', [`if=${this.path}`, 'iflag=nocache', 'count=0', 'status=none'], {
+      reject: false,
+    });
+  }
+
   /** Everything applied before is durable when it resolves. */
   async sync(): Promise<void> {
     if (!this.#dirty) return;

@@ -248,13 +248,21 @@ interface Connection {
   problems: Map<number, SerialisedError>;
 }
 
+/** What a run's hashes are of: the replica behind this frame. */
+interface RunStart {
+  run: number;
+  seq: number;
+  /** Null: of a verification, and the page cache still holds what may not be on the disk. */
+  uncached: Promise<void> | null;
+}
+
 const JOURNAL_RETRY_MS = 5_000;
 const CHANGE_MS = 200;
 /** Lag above this is shown as catching up. */
 const PROTECTED_LAG_MS = 15_000;
 const PROTECTED_BACKLOG_BYTES = 256 * 1024 * 1024;
-/** An agent asks for a span, the next one, and some chunks. */
-const MAX_HASHING = 16;
+/** An agent asks for a span, the next one, some chunks, and 16 pieces. */
+const MAX_HASHING = 32;
 
 /** @fires change */
 export class ReplicationStream extends EventEmitter<StreamEvents> {
@@ -288,7 +296,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
   #epochReason = 'first start of the stream';
   #lastRun = new Map<number, number>();
   /** By disk: the newest start of a mirror run or a verification, applied before its hashes are taken. */
-  #runStarts = new Map<number, { run: number; seq: number }>();
+  #runStarts = new Map<number, RunStart>();
   #clock = new ClockMap();
   #rate = new Rate();
   #mirrorRate = new Rate();
@@ -1061,6 +1069,10 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
         throw undError('UND_CONTROL_INVALID', { type: 'hashRequest', reason: 'its mask is short' });
       }
       await this.#untilWritten(connection, Math.max(startSeq, behindSeq ?? 0));
+      if (start) {
+        start.uncached ??= this.#replicas.get(disk)?.dropCache() ?? null;
+        await start.uncached;
+      }
       // Hashes of any moment behind the start will do, so those that made the one hash of a span are good again.
       const key = `${startSeq}:${disk}:${offsetBytes}:${lengthBytes}:${chunkBytes}:${request.mask}`;
       const kept = behindSeq === undefined ? connection.hashes.take(key) : undefined;
@@ -1155,8 +1167,14 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
 
   /** Hashes for this run are of the replica behind this frame. */
   #noteStart({ seq }: FrameHeader, mark: Mark | null): void {
-    if (mark?.type === 'mirrorStart' || mark?.type === 'verifyStart')
-      this.#runStarts.set(mark.disk, { run: mark.run, seq });
+    if (mark?.type !== 'mirrorStart' && mark?.type !== 'verifyStart') return;
+    if (this.#runStarts.get(mark.disk)?.seq === seq) return;
+    this.#runStarts.set(mark.disk, {
+      run: mark.run,
+      seq,
+      // Of a mirror, what apply will read and write again may as well be remembered.
+      uncached: mark.type === 'mirrorStart' ? Promise.resolve() : null,
+    });
   }
 
   #countMirror(before: StreamRecord['disks']): void {

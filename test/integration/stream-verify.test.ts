@@ -61,7 +61,7 @@ t.test('a spoilt replica is found, repaired and counted; points go on', async (t
   t.match(verification(lab)?.last, { mismatches: 6 }, 'known after a restart');
 });
 
-// Seen red without the second look (blocks that moved were called wrong), and with it before overtaken().
+// Seen red with the touched set ignored in the second look: blocks that moved are called wrong.
 t.test(
   'under writes no block is called wrong that only moves, and a wrong one is found',
   async (t) => {
