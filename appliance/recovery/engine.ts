@@ -67,7 +67,7 @@ export class FailoverEngine {
       watched: () =>
         [...this.#records.values()]
           .filter(({ phase }) => phase.name === 'completed')
-          .map(({ failoverId, vm }) => ({ failoverId, vmUuid: vm.uuid })),
+          .map(({ failoverId, vm }) => ({ failoverId, vmUuid: vm.uuid, mac: vm.mac })),
       changed: (failoverId) => options.onChange?.(this.get(failoverId)),
       now: () => this.#now(),
       intervalMs: options.watchMs,

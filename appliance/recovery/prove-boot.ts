@@ -10,6 +10,7 @@ import { join } from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
 import { asUndError, undError } from '../../protocol/errors.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
+import { addressesOf } from './guest-addresses.ts';
 import type { FailoverRecord } from './record.ts';
 import type { JobHandle } from './types.ts';
 
@@ -136,14 +137,7 @@ export function createBootProver(options: ProverOptions): BootProver {
       });
     }
     const known = await quiet(hypervisor.guestAddresses(vm), []);
-    const addresses = [
-      ...new Set(
-        known
-          .filter((entry) => entry.mac.toLowerCase() === record.vm.mac.toLowerCase())
-          .filter((entry) => !/^(fe80:|127\.|::1$)/i.test(entry.address))
-          .map((entry) => entry.address),
-      ),
-    ];
+    const addresses = addressesOf(known, record.vm.mac);
     const at = addresses.length > 0 ? ` at ${addresses.join(', ')}` : '';
     const hello = await quiet(job.passiveHelloAt(record.vm.uuid, record.startedAt), null);
     if (hello) {

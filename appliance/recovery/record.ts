@@ -283,9 +283,14 @@ export function toApi(record: FailoverRecord, replicaVm: ReplicaSight | null = n
       ...record.guestChanges,
       ...record.unfixable.map((item) => `Not done (${item.code}): ${item.message}`),
     ],
-    addresses: [...record.addresses],
+    // Those that the replica has now; else those that its proof of boot saw.
+    addresses: replicaVm?.addresses.length ? [...replicaVm.addresses] : [...record.addresses],
     hasScreenshot: record.screenshot !== null,
-    replicaVm: replicaVm && { ...replicaVm },
+    replicaVm: replicaVm && {
+      state: replicaVm.state,
+      reason: replicaVm.reason,
+      since: replicaVm.since,
+    },
     notes: [...record.notes],
   };
 }

@@ -13,7 +13,7 @@ import type {
   VmSpec,
 } from '../../appliance/hypervisor/hypervisor.ts';
 import { FailoverEngine, type FailoverEngineOptions } from '../../appliance/recovery/engine.ts';
-import type { FailoverRecord } from '../../appliance/recovery/record.ts';
+import { type FailoverRecord, replicaMac } from '../../appliance/recovery/record.ts';
 import type {
   FailoverStore,
   GuestPreparer,
@@ -264,6 +264,17 @@ function modelHypervisor(world: World): Hypervisor {
         world.images.delete(disk.name);
         world.damaged.delete(disk.name);
       }),
+    guestAddresses: async (vm) =>
+      world.vms.get(vm)?.running
+        ? [
+            {
+              mac: replicaMac(JOB, 'ens3'),
+              address: '192.0.2.9',
+              prefixLength: 24,
+              source: 'lease' as const,
+            },
+          ]
+        : [],
     listVms: () =>
       world.place('listVms', () =>
         [...world.vms].map(([name, vm]) => ({
@@ -981,6 +992,7 @@ t.test('after the proof the replica VM is looked at until commit', async (t) => 
     }
   };
   await until('the running VM', 'running');
+  t.same(engine.get(failoverId).addresses, ['192.0.2.9'], 'an address that came after the proof');
   world.vms.get(REPLICA)!.running = false;
   await until('its end', 'off');
   t.ok(seen.includes('off'), 'people are told');
