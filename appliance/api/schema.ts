@@ -799,6 +799,7 @@ export type ServerEvent = Static<typeof ServerEvent>;
  * POST   /api/jobs/:id/pause           -> Job
  * POST   /api/jobs/:id/resume          -> Job
  * POST   /api/jobs/:id/mirror          {diskId?: string} -> Job   (difference mirror on command)
+ * POST   /api/jobs/:id/verify          -> Job              (compare its replica disks with the source)
  * POST   /api/jobs/:id/points          PointRequest -> TakenPoint (201)
  * DELETE /api/jobs/:id?disks=keep|delete -> 202 Job
  * GET    /api/jobs/:id/points          -> JobPoints
