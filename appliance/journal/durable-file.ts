@@ -1,5 +1,5 @@
-import { open, readFile, rename } from 'node:fs/promises';
-import { dirname } from 'node:path';
+import { mkdir, open, readFile, rename } from 'node:fs/promises';
+import { dirname, resolve } from 'node:path';
 
 /** Make the names in a directory durable (a created, renamed or removed file). */
 export async function syncDir(dir: string): Promise<void> {
@@ -8,6 +8,16 @@ export async function syncDir(dir: string): Promise<void> {
     await handle.sync();
   } finally {
     await handle.close();
+  }
+}
+
+/** Make a directory, and what is missing above it, so that a crash does not take it away again. */
+export async function makeDirDurably(dir: string): Promise<void> {
+  const first = await mkdir(dir, { recursive: true, mode: 0o700 });
+  // One that is there may have been made by a process that died before it was durable.
+  for (let made = resolve(dir); ; made = dirname(made)) {
+    await syncDir(dirname(made));
+    if (first === undefined || made === first || made === dirname(made)) return;
   }
 }
 

@@ -11,13 +11,13 @@
  * on is cut off: none of it was acknowledged, or, if it was, the handshake sees the regression.
  */
 import { randomUUID } from 'node:crypto';
-import { type FileHandle, mkdir, open, readdir, rm, stat, unlink } from 'node:fs/promises';
+import { type FileHandle, open, readdir, rm, stat, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import Type, { type Static } from 'typebox';
 import { Value } from 'typebox/value';
 import { asUndError, type UndError, undError } from '../../protocol/errors.ts';
 import { FRAME_HEADER_BYTES, type FrameHeader, readHeader } from '../../protocol/frame.ts';
-import { readJson, syncDir, writeJsonDurably } from './durable-file.ts';
+import { makeDirDurably, readJson, syncDir, writeJsonDurably } from './durable-file.ts';
 import { headersFrom, type JournalHeader } from './header-scan.ts';
 import {
   FAMILIES,
@@ -138,7 +138,7 @@ export class Journal {
     onRecovered: (frame: JournalFrame) => void,
   ): Promise<Journal> {
     try {
-      await mkdir(options.dir, { recursive: true, mode: 0o700 });
+      await makeDirDurably(options.dir);
       const path = join(options.dir, 'journal.json');
       let identity = await readJson(path);
       if (identity === undefined) {

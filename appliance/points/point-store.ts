@@ -3,14 +3,14 @@
  * frames are in no page yet; after a restart they are folded in again from the journal, as everything is for which
  * there is no page.
  */
-import { mkdir, readdir, rm, unlink } from 'node:fs/promises';
+import { readdir, rm, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import Type, { type Static } from 'typebox';
 import { Value } from 'typebox/value';
 import { undError } from '../../protocol/errors.ts';
 import type { FrameHeader } from '../../protocol/frame.ts';
 import { readMark } from '../../protocol/marks.ts';
-import { readJson, writeJsonDurably } from '../journal/durable-file.ts';
+import { makeDirDurably, readJson, writeJsonDurably } from '../journal/durable-file.ts';
 import type { JournalHeader } from '../journal/header-scan.ts';
 import { StreamRecord } from '../replication/stream-record.ts';
 import { type Point, PointIndex, type Span } from './point-index.ts';
@@ -96,7 +96,7 @@ export class PointStore {
    * @param record the stream's record at its `seq`, which is known for sure
    */
   static async open(dir: string, history: History, record: StreamRecord): Promise<PointStore> {
-    await mkdir(dir, { recursive: true, mode: 0o700 });
+    await makeDirDurably(dir);
     const index = new PointIndex();
     const pages: Page[] = [];
     for (const name of (await readdir(dir)).sort()) {

@@ -6,7 +6,7 @@
  * replica disks, and reads `state()`.
  */
 import { EventEmitter, once } from 'node:events';
-import { mkdir, rm } from 'node:fs/promises';
+import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Value } from 'typebox/value';
 import {
@@ -27,7 +27,7 @@ import { hashOf } from '../../protocol/hash-tree.ts';
 import { type Mark, readMark } from '../../protocol/marks.ts';
 import { Applier } from '../apply/applier.ts';
 import { ReplicaDisk } from '../apply/replica-disk.ts';
-import { readJson, writeJsonDurably } from '../journal/durable-file.ts';
+import { makeDirDurably, readJson, writeJsonDurably } from '../journal/durable-file.ts';
 import {
   type HistorySegment,
   Journal,
@@ -327,7 +327,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
    * @throws UND_JOURNAL_IO, UND_JOURNAL_CORRUPT; UND_APPLY_WRITE_FAILED if a replica disk cannot be opened
    */
   static async open(options: OpenStreamOptions): Promise<ReplicationStream> {
-    await mkdir(options.jobDir, { recursive: true, mode: 0o700 });
+    await makeDirDurably(options.jobDir);
     let record = newStreamRecord(options.disks);
     const stored = await readJson(join(options.jobDir, 'stream.json'));
     if (stored !== undefined) {
