@@ -36,6 +36,7 @@ import { type AgentSession, createAgentServer } from './receive/agent-server.ts'
 import { FailoverEngine, type FailoverEngineOptions } from './recovery/engine.ts';
 import { type Fence, fenced } from './recovery/fence.ts';
 import { handoverPlan } from './recovery/handover-plan.ts';
+import { TestScheduler } from './recovery/test-schedule.ts';
 import type { GuestPreparer } from './recovery/types.ts';
 import type { ApplianceAddress } from './sources/installer.ts';
 import { AuditStore } from './state/audit.ts';
@@ -76,6 +77,8 @@ export interface Outside {
   agentSilenceMs?: number;
   /** How often to look whether the appliance's own certificate needs to be renewed. Default one hour. */
   certificateCheckMs?: number;
+  /** How often to look whether a scheduled test failover is due. Default one minute. */
+  testPollMs?: number;
   now?: () => number;
 }
 
@@ -211,6 +214,7 @@ export async function startAppliance(
     journalDir: config.journalDir,
     sessionOf: (sourceId) => agents.sessions.get(sourceId) ?? null,
     ownedByFailover: (jobId) => engine?.ownsDisks(jobId) ?? false,
+    underTest: (jobId) => Boolean(engine?.testOf(jobId)),
     poolPollMs: outside.poolPollMs,
   });
 
@@ -227,6 +231,11 @@ export async function startAppliance(
     const job = jobs.find(failover.jobId) && jobs.actor(failover.jobId);
     if (!job) return;
     const { name } = failover.state;
+    if (failover.kind === 'test') {
+      const verdict = failover.test?.verdict;
+      if (verdict?.passed) job.provenBootable(verdict.at);
+      return;
+    }
     if (name === 'completed') {
       fenceOff(job.row.sourceId);
       job
@@ -312,6 +321,14 @@ export async function startAppliance(
           plan: handoverPlan(request, jobs.get(jobId).settings),
           wanted: request.point === 'newest' ? null : request.point,
         }),
+      startTest: (jobId, { point = 'newest', keepMinutes = 0 }) =>
+        failoverEngine().startTest(jobId, {
+          wanted: point === 'newest' ? null : point,
+          keepMinutes,
+          trigger: 'person',
+        }),
+      endTest: async (id) => failoverEngine().endTest(id),
+      report: (id) => failoverEngine().report(id),
       undo: (id, confirm) => failoverEngine().undo(id, confirm),
       commit: (id, confirm) => failoverEngine().commit(id, confirm),
       screenshot: (id) => failoverEngine().screenshot(id),
@@ -347,6 +364,21 @@ export async function startAppliance(
   jobs.start();
   for (const failover of engine?.list() ?? []) tellJob(failover);
   engine?.resumeAll();
+  const tests = new TestScheduler({
+    jobs: () =>
+      jobs.list().map(({ jobId, state, settings }) => ({
+        jobId,
+        every: settings.testEvery ?? 'off',
+        isReady: state.name === 'protected',
+      })),
+    tests: () => (engine?.list() ?? []).filter(({ kind }) => kind === 'test'),
+    start: (jobId) =>
+      failoverEngine().startTest(jobId, { wanted: null, keepMinutes: 0, trigger: 'schedule' }),
+    log,
+    now: outside.now,
+    pollMs: outside.testPollMs,
+  });
+  tests.start();
   agentPort = await agents.listen(config.agentPort, config.listen);
   await app.listen({ port: config.httpsPort, host: config.listen });
   httpsPort = (app.server.address() as { port: number }).port;
@@ -382,6 +414,7 @@ export async function startAppliance(
     async close() {
       clearInterval(certificateTimer);
       sources.close();
+      tests.close();
       await app.close();
       await engine?.close();
       await agents.close();

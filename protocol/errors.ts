@@ -855,6 +855,16 @@ export const ERRORS = {
     hint: 'Allow {username} to use sudo there, or give the password that sudo asks for, or log in as root.',
     httpStatus: 403,
   },
+  UND_TEST_NO_NETWORK: {
+    message: 'Job {job} cannot be tested: the target host has no active isolated network.',
+    hint: 'Define a libvirt network without a <forward> element on the target host, start it, and allow it for the appliance. A test must not meet the source server.',
+    httpStatus: 409,
+  },
+  UND_TEST_RUNNING: {
+    message: 'A test failover of job {job} is under way.',
+    hint: 'Wait until it has ended, or end it.',
+    httpStatus: 409,
+  },
   UND_UNINSTALL_INCOMPLETE: {
     message: 'Something of the agent is left on {source}: {left}.',
     hint: 'Remove it by hand, or try again.',

@@ -302,6 +302,10 @@ const StopUnits = Type.Array(Type.String({ maxLength: 256, pattern: UNIT_NAME_PA
   description:
     "systemd units that a planned failover stops on the source server, in this order; a failover's own list counts instead of the job's",
 });
+const TestEvery = Type.Union(
+  [Type.Literal('off'), Type.Literal('daily'), Type.Literal('weekly'), Type.Literal('monthly')],
+  { description: 'scheduled test failovers, at 03:00 UTC: each day, on Sundays, on the 1st; off' },
+);
 export const ProtectRequest = Type.Object({
   sourceId: Id,
   diskIds: Type.Array(Id, { minItems: 1 }),
@@ -321,6 +325,7 @@ export const ProtectRequest = Type.Object({
   pointEveryMinutes: PointEveryMinutes,
   verifyEvery: VerifyEvery,
   stopUnits: Type.Optional(StopUnits),
+  testEvery: Type.Optional(TestEvery),
 });
 export type ProtectRequest = Static<typeof ProtectRequest>;
 export const ProtectPlan = Type.Object({
@@ -494,6 +499,7 @@ export const JobSettingsPatch = Type.Object({
   pointEveryMinutes: PointEveryMinutes,
   verifyEvery: VerifyEvery,
   stopUnits: Type.Optional(StopUnits),
+  testEvery: Type.Optional(TestEvery),
 });
 export type JobSettingsPatch = Static<typeof JobSettingsPatch>;
 export const Checkpoint = Type.Object({
@@ -615,15 +621,14 @@ export const JournalCheck = Type.Union([
 export type JournalCheck = Static<typeof JournalCheck>;
 
 // ---- failover ----------------------------------------------------------------------------------------------------
+const WantedPoint = Type.Union([Type.Literal('newest'), Type.Object({ sourceTime: Moment })], {
+  description:
+    'what is recovered: the newest point, or the newest one at or before a moment; a planned failover is to the newest',
+});
 export const FailoverRequest = Type.Object({
   kind: Type.Union([Type.Literal('unplanned'), Type.Literal('planned')]),
   confirm: Type.String({ description: "the replica's name, typed by the person" }),
-  point: Type.Optional(
-    Type.Union([Type.Literal('newest'), Type.Object({ sourceTime: Moment })], {
-      description:
-        'what is recovered: the newest point, or the newest one at or before a moment; a planned failover is to the newest',
-    }),
-  ),
+  point: Type.Optional(WantedPoint),
   stopUnits: Type.Optional(StopUnits),
   powerOff: Type.Optional(
     Type.Boolean({
@@ -632,10 +637,22 @@ export const FailoverRequest = Type.Object({
   ),
 });
 export type FailoverRequest = Static<typeof FailoverRequest>;
+export const TestFailoverRequest = Type.Object({
+  point: Type.Optional(WantedPoint),
+  keepMinutes: Type.Optional(
+    Type.Integer({
+      minimum: 0,
+      maximum: 10_080,
+      description: 'how long the VM is kept after it has proven that it boots; 0',
+    }),
+  ),
+});
+export type TestFailoverRequest = Static<typeof TestFailoverRequest>;
 export const FailoverStepName = Type.Union([
   Type.Literal('stop-services'),
   Type.Literal('final-mark'),
   Type.Literal('power-off'),
+  Type.Literal('hold-point'),
   Type.Literal('stop-intake'),
   Type.Literal('apply'),
   Type.Literal('checkpoint'),
@@ -678,7 +695,7 @@ export type FailoverState = Static<typeof FailoverState>;
 export const Failover = Type.Object({
   failoverId: Id,
   jobId: Id,
-  kind: Type.Union([Type.Literal('unplanned'), Type.Literal('planned')]),
+  kind: Type.Union([Type.Literal('unplanned'), Type.Literal('planned'), Type.Literal('test')]),
   replicaName: Type.String(),
   startedAt: Iso,
   endedAt: Nullable(Iso),
@@ -694,6 +711,18 @@ export const Failover = Type.Object({
       Type.Number({ description: 'lag at the moment the failover was asked for: what is lost' }),
     ),
   }),
+  test: Nullable(
+    Type.Object(
+      {
+        trigger: Type.Union([Type.Literal('person'), Type.Literal('schedule')]),
+        network: Type.String(),
+        keepMinutes: Type.Integer(),
+        verdict: Nullable(Type.Object({ passed: Type.Boolean(), words: Type.String(), at: Iso })),
+        endsAt: Nullable(Iso),
+      },
+      { description: 'of a test failover; no verdict while it runs, and when it was ended before' },
+    ),
+  ),
   guestChanges: Type.Array(
     Type.String({ description: 'what guest preparation changed, in words' }),
   ),
@@ -808,11 +837,14 @@ export type ServerEvent = Static<typeof ServerEvent>;
  * GET    /api/jobs/:id/journal-check   -> JournalCheck      (the last one since the appliance started)
  * POST   /api/jobs/:id/journal-check   -> JournalCheck (202)
  * POST   /api/jobs/:id/failover        FailoverRequest -> Failover (202)
+ * POST   /api/jobs/:id/test-failover   TestFailoverRequest -> Failover (202)
  * GET    /api/failovers                -> Failover[]
  * GET    /api/failovers/:id            -> Failover
  * POST   /api/failovers/:id/undo       {confirm: string} -> Failover (202)
  * POST   /api/failovers/:id/commit     {confirm: string} -> Failover (202)
+ * POST   /api/failovers/:id/end-test   -> Failover (202)
  * GET    /api/failovers/:id/screenshot -> image/png
+ * GET    /api/failovers/:id/report     -> text/html
  * GET    /api/audit?limit=N            -> AuditEntry[]      (newest first)
  * POST   /api/config/backup            BackupRequest -> application/octet-stream (admin)
  * POST   /api/config/restore           RestoreRequest -> 202 (admin; the service restarts itself)

@@ -8,7 +8,7 @@ import type { SourceService } from '../control/source-service.ts';
 import type { IdentityService } from '../identity/identity-service.ts';
 import type { JobService } from '../jobs/job-service.ts';
 import type { PointService } from '../jobs/point-service.ts';
-import type { Failover, FailoverRequest, SystemInfo } from './schema.ts';
+import type { Failover, FailoverRequest, SystemInfo, TestFailoverRequest } from './schema.ts';
 
 /** What the routes need of the failover engine. */
 export interface FailoverControl {
@@ -17,6 +17,12 @@ export interface FailoverControl {
   get(failoverId: string): Failover;
   /** @throws UND_FAILOVER_CONFIRM, UND_FAILOVER_RUNNING, UND_JOB_STATE, UND_JOB_NO_POINT */
   start(jobId: string, request: FailoverRequest): Promise<Failover>;
+  /** @throws UND_TEST_RUNNING, UND_TEST_NO_NETWORK, UND_FAILOVER_RUNNING, UND_FAILOVER_NOT_READY, UND_POINT_GONE */
+  startTest(jobId: string, request: TestFailoverRequest): Promise<Failover>;
+  /** @throws UND_FAILOVER_STATE */
+  endTest(failoverId: string): Promise<Failover>;
+  /** A page of HTML that stands alone. */
+  report(failoverId: string): Promise<string>;
   undo(failoverId: string, confirm: string): Promise<Failover>;
   commit(failoverId: string, confirm: string): Promise<Failover>;
   /** A PNG. @throws UND_NOT_FOUND */

@@ -154,11 +154,17 @@ export class Checkpointer {
       });
   }
 
+  /** Whether something rests on this checkpoint's layers, or on layers above them. */
+  #isHeld(checkpointId: number): boolean {
+    return this.list().some((row) => row.checkpointId >= checkpointId && row.holders.length > 0);
+  }
+
   /** One that was begun goes first: its lower point is given up already. */
   #nextMerge(nowMs: number): Merge | null {
     const rows = this.list();
     for (const { checkpointId, state } of rows) {
-      if (state.name === 'merging') return { lowerId: checkpointId, upperId: state.upperId };
+      if (state.name !== 'merging') continue;
+      return this.#isHeld(checkpointId) ? null : { lowerId: checkpointId, upperId: state.upperId };
     }
     if (rows.some(({ state }) => state.name === 'intended')) return null;
     const retained = rows.map((row) => ({ ...row, held: row.holders.length > 0 }));
@@ -174,10 +180,10 @@ export class Checkpointer {
       await this.#settle();
       const lower = this.#c.store.get(lowerId);
       if (!lower || lower.state.name === 'intended') return;
+      // Somebody may have come to rest on them since it was planned or interrupted.
+      if (this.#isHeld(lowerId)) return;
       if (lower.state.name === 'kept') {
-        // Somebody may have come to rest on them since it was planned.
-        const held = [lower, this.#c.store.get(upperId)].some((row) => row?.holders.length !== 0);
-        if (held || !this.#c.mayMerge()) return;
+        if (!this.#c.mayMerge()) return;
         this.#c.store.setState(lowerId, { ...lower.state, name: 'merging', upperId });
         this.#touched();
       }

@@ -56,8 +56,8 @@ export interface Merge {
 
 /**
  * Which neighbours are merged, in order, so that recent checkpoints stay dense, older ones get thin, and there are at most
- * `maxCheckpoints`. The newest stays. Nothing is merged that something rests on, above or below: its content, or its file,
- * would go. While there are not too many, the first checkpoint of an ordered stretch stays as well: from it the whole
+ * `maxCheckpoints`. The newest stays. Nothing is merged that something rests on, directly or through the layers above:
+ * its content, or its file, would go. While there are not too many, the first checkpoint of an ordered stretch stays as well: from it the whole
  * stretch can be replayed, and without it the time up to the next one could not.
  *
  * @param checkpoints oldest first, in the order of the chain
@@ -86,10 +86,10 @@ function nextToGiveUp(
   policy: MergePolicy,
 ): number | null {
   let best: { index: number; cost: number } | null = null;
-  for (let index = 0; index < checkpoints.length - 1; index++) {
+  const lastHeld = checkpoints.findLastIndex(({ held }) => held);
+  for (let index = lastHeld + 1; index < checkpoints.length - 1; index++) {
     const one = checkpoints[index]!;
     const next = checkpoints[index + 1]!;
-    if (one.held || next.held) continue;
     const before = checkpoints[index - 1];
     const first = before?.sinceSeq !== one.sinceSeq;
     const ageMs = Math.max(1, nowMs - one.takenMs);

@@ -42,6 +42,8 @@ export interface ActorContext {
   session(): AgentSession | null;
   /** A failover has the disks: nothing is attached, opened or written here on our own. */
   ownedByFailover(): boolean;
+  /** A test failover rests on its disks; it goes on replicating. */
+  underTest(): boolean;
   applianceVm(): Promise<string>;
   journalBytes(): Promise<number>;
   changed(): void;
@@ -318,6 +320,9 @@ export class JobActor {
     // Not in turn: what is under way is ended by it.
     const { phase } = this.row;
     if (this.#c.ownedByFailover()) throw this.#stateError('deleted');
+    if (this.#c.underTest()) {
+      throw undError('UND_TEST_RUNNING', { job: this.row.settings.replicaName });
+    }
     if (phase.name !== 'deleting') this.#advance({ type: 'deletion-asked', disks }, 'deleted');
     else this.#save({ ...this.row, phase: { name: 'deleting', disks, failed: null } });
     this.#interrupt();
@@ -848,35 +853,70 @@ export class JobActor {
     });
   }
 
-  /** @see JobHandle.replay */
-  replay(
+  /** @see JobHandle.holdPoint */
+  async holdPoint(sourceTime: string | null, failoverId: string): Promise<RecoveryPoint> {
+    if (sourceTime !== null) return this.choosePoint(sourceTime, failoverId);
+    const notReady = (reason: string) =>
+      undError('UND_FAILOVER_NOT_READY', { job: this.row.settings.replicaName, reason });
+    const stream = this.#stream;
+    if (this.row.phase.name !== 'active') throw this.#stateError('tested');
+    if (!stream || !this.#disksOpen) throw notReady('its replica disks are not attached');
+    // Not in turn: apply has to come to a halt for it, and what has the turn may be waiting for apply.
+    const point = await stream.atAppliedPoint(async (now) => {
+      await this.#checkpoints.take(now, stream.journalId, 'test failover');
+      return now;
+    });
+    if (!point) throw notReady('the replica disks hold no consistent point just now');
+    const holder = failoverHolder(failoverId);
+    const base = await this.#checkpoints.baseFor(point.seq, stream.journalId, holder);
+    if (!base) throw notReady('its checkpoint has left');
+    return {
+      seq: point.seq,
+      sourceTime: new Date(point.sourceMs).toISOString(),
+      baseSeq: base.seq,
+      base: Object.entries(base.state.layers).map(([diskId, image]) => ({ diskId, image })),
+    };
+  }
+
+  /** @see JobHandle.releasePoint */
+  async releasePoint(failoverId: string): Promise<void> {
+    this.#checkpoints.release(failoverHolder(failoverId));
+  }
+
+  /** @see JobHandle.replay. Not in turn but for the reader: in a test the job goes on. */
+  async replay(
     point: RecoveryPoint,
     devices: { diskId: string; devicePath: string }[],
     onProgress: (text: string) => void,
     signal: AbortSignal,
   ): Promise<void> {
-    return this.#inTurn(async () => {
-      const stream = await this.#openStream(false);
-      const reader = stream.journalReader(point.baseSeq + 1);
-      try {
-        await replay({
-          jobId: this.row.settings.replicaName,
-          reader,
-          toSeq: point.seq,
-          sizes: this.row.disks.map(({ sizeBytes }) => sizeBytes),
-          paths: new Map(
-            devices.map(({ diskId, devicePath }) => [
-              this.row.disks.findIndex((disk) => disk.diskId === diskId),
-              devicePath,
-            ]),
-          ),
-          onProgress: (seq) => onProgress(`replayed frame ${seq} of ${point.seq}`),
-          signal,
-        });
-      } finally {
-        await reader.close();
-      }
-    });
+    const reader = await this.#inTurn(async () =>
+      (await this.#openStream(false)).journalReader(point.baseSeq + 1),
+    );
+    try {
+      await replay({
+        jobId: this.row.settings.replicaName,
+        reader,
+        toSeq: point.seq,
+        sizes: this.row.disks.map(({ sizeBytes }) => sizeBytes),
+        paths: new Map(
+          devices.map(({ diskId, devicePath }) => [
+            this.row.disks.findIndex((disk) => disk.diskId === diskId),
+            devicePath,
+          ]),
+        ),
+        onProgress: (seq) => onProgress(`replayed frame ${seq} of ${point.seq}`),
+        signal,
+      });
+    } finally {
+      await reader.close();
+    }
+  }
+
+  /** A test has proven that the replica boots. */
+  provenBootable(at: string): void {
+    if (this.#closed || (this.row.provenBootableAt ?? '') >= at) return;
+    this.#save({ ...this.row, provenBootableAt: at });
   }
 
   closeDisks(): Promise<void> {

@@ -69,6 +69,8 @@ export function jobHandle(actor: JobActor, sources: SourceService): JobHandle {
     drainApply: (onProgress) => actor.drainApply(onProgress),
 
     choosePoint: (sourceTime, failoverId) => actor.choosePoint(sourceTime, failoverId),
+    holdPoint: (sourceTime, failoverId) => actor.holdPoint(sourceTime, failoverId),
+    releasePoint: (failoverId) => actor.releasePoint(failoverId),
     replay: (point, devices, onProgress, signal) =>
       actor.replay(point, devices, onProgress, signal),
     closeDisks: () => actor.closeDisks(),
@@ -95,6 +97,8 @@ export function endedJob(jobId: string): JobHandle {
     stopIntake: gone,
     drainApply: gone,
     choosePoint: gone,
+    holdPoint: gone,
+    releasePoint: async () => {},
     replay: gone,
     closeDisks: gone,
     reopen: gone,

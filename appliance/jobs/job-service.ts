@@ -45,6 +45,7 @@ export interface JobServiceOptions {
   /** The live connection of a source's agent that a stream can be attached to. */
   sessionOf: (sourceId: string) => StreamSession | null;
   ownedByFailover: (jobId: string) => boolean;
+  underTest: (jobId: string) => boolean;
   poolPollMs?: number;
 }
 
@@ -241,6 +242,7 @@ export class JobService {
       sourceOf: () => this.#o.sources.find(row.sourceId),
       session: () => this.#o.sessionOf(row.sourceId),
       ownedByFailover: () => this.#o.ownedByFailover(row.jobId),
+      underTest: () => this.#o.underTest(row.jobId),
       applianceVm: () => this.#vmName(),
       journalBytes: () => this.#journalQuota(),
       changed: () => this.#o.events.jobChanged(row.jobId),

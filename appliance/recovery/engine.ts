@@ -17,10 +17,18 @@ import {
   nextAction,
   ownsDisks,
   retryDelayMs,
+  testIsOver,
 } from './planner.ts';
 import { type BootProver, createBootProver } from './prove-boot.ts';
-import { type FailoverRecord, newRecord, type StartOptions, toApi } from './record.ts';
+import {
+  type FailoverRecord,
+  newRecord,
+  newTestRecord,
+  type StartOptions,
+  toApi,
+} from './record.ts';
 import { ReplicaWatch } from './replica-watch.ts';
+import { reportPage } from './report.ts';
 import { commit, STEPS, type StepContext } from './steps.ts';
 import type { FailoverStore, GuestPreparer, JobHandle } from './types.ts';
 
@@ -44,6 +52,16 @@ export interface FailoverEngineOptions {
   watchMs?: number;
 }
 
+export interface TestOptions {
+  /** The moment to go back to; null: a checkpoint is taken now. */
+  wanted: { sourceTime: string } | null;
+  /** How long the VM is kept after a good verdict. */
+  keepMinutes: number;
+  trigger: 'person' | 'schedule';
+}
+
+const LONGEST_TIMER_MS = 2 ** 31 - 1;
+
 export class FailoverEngine {
   readonly #options: FailoverEngineOptions;
   readonly #prover: BootProver;
@@ -51,6 +69,11 @@ export class FailoverEngine {
   readonly #running = new Map<string, Promise<void>>();
   /** Jobs for which a failover is being started but has no record yet. */
   readonly #starting = new Set<string>();
+  /** Tests that are to be taken down, whatever they are doing. */
+  readonly #ending = new Set<string>();
+  /** Each ends the step that is under way of one test. */
+  readonly #interrupts = new Map<string, AbortController>();
+  readonly #keeping = new Map<string, NodeJS.Timeout>();
   readonly #stop = new AbortController();
   readonly #watch: ReplicaWatch;
 
@@ -85,7 +108,8 @@ export class FailoverEngine {
   resumeAll(): void {
     this.#watch.start();
     for (const record of this.#records.values()) {
-      if (isActive(record.phase)) this.#drive(record.failoverId);
+      const kept = record.kind === 'test' && record.phase.name === 'completed';
+      if (isActive(record.phase) || kept) this.#drive(record.failoverId);
     }
   }
 
@@ -93,7 +117,7 @@ export class FailoverEngine {
   ownsDisks(jobId: string): boolean {
     if (this.#starting.has(jobId)) return true;
     for (const record of this.#records.values()) {
-      if (record.jobId === jobId && ownsDisks(record.phase)) return true;
+      if (record.jobId === jobId && ownsDisks(record)) return true;
     }
     return false;
   }
@@ -113,7 +137,7 @@ export class FailoverEngine {
   /** The newest failover of a job that is active or completed, for the job's state. */
   ofJob(jobId: string): Failover | null {
     const mine = [...this.#records.values()]
-      .filter((record) => record.jobId === jobId && ownsDisks(record.phase))
+      .filter((record) => record.jobId === jobId && ownsDisks(record))
       .sort((a, b) => b.startedAt.localeCompare(a.startedAt));
     return mine[0] ? this.#view(mine[0]) : null;
   }
@@ -131,6 +155,77 @@ export class FailoverEngine {
     }
   }
 
+  /** The test failover of a job that has not been taken down yet. */
+  testOf(jobId: string): Failover | null {
+    for (const record of this.#records.values()) {
+      const { kind, phase } = record;
+      if (record.jobId !== jobId || kind !== 'test') continue;
+      if (isActive(phase) || phase.name === 'completed') return this.#view(record);
+    }
+    return null;
+  }
+
+  /**
+   * Begins a test failover and returns at once: a VM of another name, on an isolated network, on overlays of a checkpoint,
+   * while the job goes on. It is taken down by itself after its verdict.
+   * Throws `UND_TEST_RUNNING`, `UND_TEST_NO_NETWORK`, `UND_FAILOVER_RUNNING`, `UND_FAILOVER_NOT_READY`, `UND_POINT_GONE`,
+   * `UND_HV_NAME_IN_USE`.
+   */
+  async startTest(jobId: string, options: TestOptions): Promise<Failover> {
+    if (this.ownsDisks(jobId)) {
+      throw undError('UND_FAILOVER_RUNNING', { job: this.ofJob(jobId)?.replicaName ?? jobId });
+    }
+    if (this.testOf(jobId)) {
+      throw undError('UND_TEST_RUNNING', { job: this.testOf(jobId)?.replicaName ?? jobId });
+    }
+    this.#starting.add(jobId);
+    try {
+      const job = await this.#options.job(jobId);
+      const description = await job.describe();
+      const name = description.replicaName;
+      if (options.wanted) await job.choosePoint(options.wanted.sourceTime, null);
+      else if (!description.recoverable.ok) {
+        const { reason } = description.recoverable;
+        throw undError('UND_FAILOVER_NOT_READY', { job: name, reason });
+      }
+      const { hypervisor } = this.#options;
+      const { applianceVm } = await hypervisor.describeHost();
+      const network = (await hypervisor.listNetworks()).find((one) => one.isolated && one.active);
+      if (!network) throw undError('UND_TEST_NO_NETWORK', { job: name });
+      const record = newTestRecord(description, applianceVm, this.#now(), network.name, options);
+      if (await hypervisor.isNameTaken(record.replicaName)) {
+        throw undError('UND_HV_NAME_IN_USE', { name: record.replicaName });
+      }
+      await this.#save(record);
+      this.#drive(record.failoverId);
+      return this.#view(record);
+    } finally {
+      this.#starting.delete(jobId);
+    }
+  }
+
+  /**
+   * Takes a test down now, in the middle of a step as well. Returns at once.
+   * Throws `UND_FAILOVER_NOT_FOUND`, `UND_FAILOVER_STATE`.
+   */
+  endTest(failoverId: string): Failover {
+    const record = this.#record(failoverId);
+    const { phase, replicaName } = record;
+    const open = isActive(phase) || phase.name === 'completed';
+    if (record.kind !== 'test' || !open) {
+      const state = record.kind === 'test' ? phase.name : record.kind;
+      throw undError('UND_FAILOVER_STATE', {
+        failover: replicaName,
+        act: 'ended as a test',
+        state,
+      });
+    }
+    this.#ending.add(failoverId);
+    this.#interrupts.get(failoverId)?.abort();
+    this.#drive(failoverId);
+    return this.#view(this.#record(failoverId));
+  }
+
   /** PNG. Throws `UND_FAILOVER_NOT_FOUND`, `UND_FAILOVER_NO_SCREENSHOT`. */
   async screenshot(failoverId: string): Promise<Buffer> {
     const record = this.#record(failoverId);
@@ -139,8 +234,18 @@ export class FailoverEngine {
   }
 
   /**
+   * What a failover did and came to, as a page of HTML that stands alone.
+   * Throws `UND_FAILOVER_NOT_FOUND`.
+   */
+  async report(failoverId: string): Promise<string> {
+    const { sourceName, screenshot } = this.#record(failoverId);
+    const png = screenshot ? await this.screenshot(failoverId).catch(() => null) : null;
+    return reportPage(this.get(failoverId), { sourceName, png, now: this.#now() });
+  }
+
+  /**
    * Begins a failover and returns at once; with a plan it is a planned one. `confirm` is the replica's name as a person
-   * typed it. Throws `UND_POINT_GONE`, `UND_AGENT_OFFLINE` (planned), `UND_FAILOVER_CONFIRM`, `UND_FAILOVER_RUNNING`, `UND_FAILOVER_NOT_READY`, `UND_HV_NAME_IN_USE`, and whatever
+   * typed it. A test of the job is ended first. Throws `UND_POINT_GONE`, `UND_AGENT_OFFLINE` (planned), `UND_FAILOVER_CONFIRM`, `UND_FAILOVER_RUNNING`, `UND_FAILOVER_NOT_READY`, `UND_HV_NAME_IN_USE`, and whatever
    * keeps it from asking the target host: nothing has been changed then.
    */
   async start(jobId: string, confirm: string, options: StartOptions = {}): Promise<Failover> {
@@ -156,6 +261,11 @@ export class FailoverEngine {
       }
       const plan = options.plan ?? null;
       const wanted = plan ? null : (options.wanted ?? null);
+      const test = this.testOf(jobId);
+      if (test) {
+        this.endTest(test.failoverId);
+        await this.settled(test.failoverId);
+      }
       // A moment in the past can be recovered whatever the replica disks are just now.
       if (wanted) await job.choosePoint(wanted.sourceTime, null);
       else if (!description.recoverable.ok) {
@@ -185,7 +295,9 @@ export class FailoverEngine {
    * Back to replication: destroys the replica VM with all that it has written since it was powered on.
    * Throws `UND_FAILOVER_NOT_FOUND`, `UND_FAILOVER_CONFIRM`, `UND_FAILOVER_STATE`.
    */
-  undo(failoverId: string, confirm: string): Promise<Failover> {
+  async undo(failoverId: string, confirm: string): Promise<Failover> {
+    const { kind, replicaName } = this.#record(failoverId);
+    if (kind === 'test' && confirm === replicaName) return this.endTest(failoverId);
     return this.#decide(failoverId, confirm, { type: 'undo-asked' }, 'undone');
   }
 
@@ -198,7 +310,8 @@ export class FailoverEngine {
 
   /** Resolves when the failover rests (or the engine was closed). */
   async settled(failoverId: string): Promise<Failover> {
-    await this.#running.get(failoverId);
+    // A test that is ended while it comes to rest begins to run again.
+    while (this.#running.has(failoverId)) await this.#running.get(failoverId);
     return this.get(failoverId);
   }
 
@@ -206,6 +319,7 @@ export class FailoverEngine {
   async close(): Promise<void> {
     this.#stop.abort();
     this.#watch.close();
+    for (const timer of this.#keeping.values()) clearTimeout(timer);
     await Promise.all(this.#running.values());
   }
 
@@ -259,20 +373,58 @@ export class FailoverEngine {
   }
 
   #drive(failoverId: string): void {
-    if (this.#running.has(failoverId)) return;
+    if (this.#running.has(failoverId) || this.#stop.signal.aborted) return;
+    this.#interrupts.set(failoverId, new AbortController());
+    let broken = false;
     const run = this.#loop(failoverId)
       .catch((error: unknown) => {
+        broken = true;
         // Only the store can fail here. Nothing more is done: an effect that is not on record must not happen.
         const record = this.#record(failoverId);
         const { message } = asUndError(error);
         this.#options.onChange?.(this.#view({ ...record, notes: [...record.notes, message] }));
       })
-      .finally(() => this.#running.delete(failoverId));
+      .finally(() => {
+        this.#running.delete(failoverId);
+        this.#interrupts.delete(failoverId);
+        if (broken) return;
+        if (this.#ending.has(failoverId)) this.#drive(failoverId);
+        else this.#keepTest(failoverId);
+      });
     this.#running.set(failoverId, run);
+  }
+
+  /** A test that rests is taken down when its time is over. */
+  #keepTest(failoverId: string): void {
+    const { kind, phase, test } = this.#record(failoverId);
+    if (kind !== 'test' || phase.name !== 'completed' || this.#stop.signal.aborted) return;
+    const leftMs = Math.max(0, Date.parse(test?.endsAt ?? '') - Date.parse(this.#now())) || 0;
+    clearTimeout(this.#keeping.get(failoverId));
+    const timer = setTimeout(
+      () => {
+        this.#keeping.delete(failoverId);
+        this.#drive(failoverId);
+      },
+      Math.min(leftMs, LONGEST_TIMER_MS),
+    );
+    timer.unref();
+    this.#keeping.set(failoverId, timer);
+  }
+
+  /** Whether a test goes on to be taken down: somebody asked for it, or its time is over. */
+  async #endsTest(failoverId: string): Promise<boolean> {
+    const asked = this.#ending.has(failoverId);
+    const record = this.#record(failoverId);
+    if (!asked && !testIsOver(record, this.#now())) return false;
+    await this.#event(failoverId, { type: 'undo-asked' });
+    // Only now: until it is on record, a failed save must not lose the wish.
+    this.#ending.delete(failoverId);
+    return true;
   }
 
   async #loop(failoverId: string): Promise<void> {
     while (!this.#stop.signal.aborted) {
+      if (await this.#endsTest(failoverId)) continue;
       const action = nextAction(this.#record(failoverId));
       switch (action.do) {
         case 'rest':
@@ -307,11 +459,11 @@ export class FailoverEngine {
     const began = Date.now();
     for (let attempt = 0; ; attempt++) {
       try {
-        const context = await this.#context(failoverId, step);
+        const context = await this.#context(failoverId, step, this.#interrupt(failoverId));
         const detail = await STEPS[step].run(context);
         return await this.#event(failoverId, { type: 'step-done', step, detail });
       } catch (error) {
-        if (this.#stop.signal.aborted) return;
+        if (this.#stop.signal.aborted || this.#ending.has(failoverId)) return;
         const coded = asUndError(error);
         const delayMs = this.#retry(coded.code, attempt, Date.now() - began, 'forward');
         if (delayMs === null) {
@@ -322,7 +474,7 @@ export class FailoverEngine {
           });
         }
         this.#detail(failoverId, step, `trying again: ${coded.message}`);
-        if (!(await this.#wait(delayMs))) return;
+        if (!(await this.#wait(delayMs, this.#interrupt(failoverId)))) return;
       }
     }
   }
@@ -352,9 +504,15 @@ export class FailoverEngine {
     return (this.#options.retryDelayMs ?? retryDelayMs)(code, attempt, elapsedMs, way);
   }
 
-  async #wait(delayMs: number): Promise<boolean> {
+  /** Aborted when the engine is closed, and when this test is to end. A way back is never interrupted by that. */
+  #interrupt(failoverId: string): AbortSignal {
+    const own = this.#interrupts.get(failoverId)?.signal;
+    return own ? AbortSignal.any([this.#stop.signal, own]) : this.#stop.signal;
+  }
+
+  async #wait(delayMs: number, signal = this.#stop.signal): Promise<boolean> {
     try {
-      await pause(delayMs, undefined, { signal: this.#stop.signal });
+      await pause(delayMs, undefined, { signal });
       return true;
     } catch {
       return false;
@@ -372,7 +530,11 @@ export class FailoverEngine {
     this.#options.onChange?.(this.#view(next));
   }
 
-  async #context(failoverId: string, step: FailoverStepName | null): Promise<StepContext> {
+  async #context(
+    failoverId: string,
+    step: FailoverStepName | null,
+    signal = this.#stop.signal,
+  ): Promise<StepContext> {
     const record = () => this.#record(failoverId);
     return {
       get record() {
@@ -391,8 +553,8 @@ export class FailoverEngine {
       locate: this.#options.locate ?? locateDisk,
       flushDevice: this.#options.flushDevice ?? flushDevice,
       now: () => this.#now(),
-      wait: (ms) => pause(ms, undefined, { signal: this.#stop.signal }),
-      signal: this.#stop.signal,
+      wait: (ms) => pause(ms, undefined, { signal }),
+      signal,
     };
   }
 }

@@ -39,7 +39,10 @@ export function fenceOf(
   handoverId: string | null,
 ): Fence {
   const mine = records
-    .filter((record) => record.sourceId === sourceId && !record.fenceLifted)
+    .filter(
+      // A test takes nobody's place.
+      (record) => record.kind !== 'test' && record.sourceId === sourceId && !record.fenceLifted,
+    )
     .toSorted((a, b) => b.startedAt.localeCompare(a.startedAt));
   const newest = mine[0];
   const phase = newest?.phase.name;

@@ -7,6 +7,7 @@
  * | running      | first step that is not done, from the front                         | completed   |
  * | compensating | last step that began and is not compensated, from the back          | failed      |
  * | undoing      | the same                                                            | undone      |
+ * | completed, of a test | undo, when it has been kept long enough                     | undone      |
  * | committing   | commit                                                              | committed   |
  * | others       | rest                                                                |             |
  *
@@ -44,8 +45,9 @@ export function isActive(phase: Phase): boolean {
   );
 }
 
-/** Whether the job's disks belong to the failover: the job service must leave them alone. */
-export function ownsDisks(phase: Phase): boolean {
+/** Whether the job's disks belong to the failover: the job service must leave them alone. A test leaves them to the job. */
+export function ownsDisks({ kind, phase }: Pick<FailoverRecord, 'kind' | 'phase'>): boolean {
+  if (kind === 'test') return false;
   return isActive(phase) || phase.name === 'completed' || phase.name === 'committed';
 }
 
@@ -79,6 +81,26 @@ const patchStep = (
   steps: record.steps.map((step) => (step.name === name ? { ...step, ...patch } : step)),
 });
 
+/** The verdict of a test; other failovers have none. */
+const judged = (
+  record: FailoverRecord,
+  passed: boolean,
+  words: string,
+  now: string,
+): FailoverRecord => {
+  const { test } = record;
+  if (!test) return record;
+  const endsAt = new Date(Date.parse(now) + (passed ? test.keepMinutes : 0) * 60_000).toISOString();
+  return { ...record, test: { ...test, verdict: { passed, words, at: now }, endsAt } };
+};
+
+/** Whether a test has been kept as long as it was asked for. */
+export const testIsOver = ({ phase, test }: FailoverRecord, now: string): boolean =>
+  phase.name === 'completed' &&
+  test !== null &&
+  test !== undefined &&
+  Date.parse(now) >= Date.parse(test.endsAt ?? now);
+
 /** An event that does not fit the phase leaves the record as it is: a late answer after a decision changes nothing. */
 export function applyEvent(
   record: FailoverRecord,
@@ -101,14 +123,17 @@ export function applyEvent(
           endedAt: now,
         });
         // One event, one save: the proof and the end of the last step never come apart in a crash.
-        return next.steps.every((step) => step.state === 'done')
-          ? { ...next, phase: { name: 'completed', proof: event.detail }, endedAt: now }
-          : next;
+        if (next.steps.some((step) => step.state !== 'done')) return next;
+        return {
+          ...judged(next, true, event.detail, now),
+          phase: { name: 'completed', proof: event.detail },
+          endedAt: now,
+        };
       }
     case 'step-failed':
       if (phase.name !== 'running') return record;
       return {
-        ...patchStep(record, event.step, {
+        ...patchStep(judged(record, false, event.error.message, now), event.step, {
           state: 'failed',
           detail: event.error.message,
           endedAt: now,
@@ -134,11 +159,11 @@ export function applyEvent(
       };
     }
     case 'undo-asked':
-      return phase.name === 'completed'
+      return phase.name === 'completed' || (phase.name === 'running' && record.kind === 'test')
         ? { ...record, phase: { name: 'undoing' }, endedAt: null }
         : record;
     case 'commit-asked':
-      return phase.name === 'completed'
+      return phase.name === 'completed' && record.kind !== 'test'
         ? { ...record, phase: { name: 'committing' }, endedAt: null }
         : record;
     case 'commit-done':

@@ -31,10 +31,22 @@ export const STEP_NAMES = [
 
 const HANDOVER_STEPS: readonly FailoverStepName[] = ['stop-services', 'final-mark', 'power-off'];
 
+/** Of a test failover, in their order: the job's disks and its stream are left alone. */
+const TEST_STEP_NAMES = [
+  'hold-point',
+  'overlay',
+  'replay',
+  'prepare-guest',
+  'define',
+  'power-on',
+  'prove-boot',
+] as const satisfies readonly FailoverStepName[];
+
 const TITLES: Record<FailoverStepName, string> = {
   'stop-services': 'Stop the chosen services on the source server',
   'final-mark': 'Flush the source server and wait until everything has arrived',
   'power-off': 'Power the source server off',
+  'hold-point': 'Take or find a checkpoint and keep it',
   'stop-intake': 'Stop taking data from the source server',
   apply: 'Apply everything that arrived',
   checkpoint: 'Take a checkpoint of the replica disks',
@@ -91,11 +103,21 @@ export type Phase =
   | { name: 'committing' }
   | { name: 'committed' };
 
+export interface TestFacts {
+  trigger: 'person' | 'schedule';
+  /** How long the VM is kept after the verdict. */
+  keepMinutes: number;
+  /** Null until it is known, and for ever when the test was ended before. */
+  verdict: { passed: boolean; words: string; at: string } | null;
+  /** When it is taken down; set with the verdict. */
+  endsAt: string | null;
+}
+
 export interface FailoverRecord {
   version: 1;
   failoverId: string;
   jobId: string;
-  kind: 'unplanned' | 'planned';
+  kind: 'unplanned' | 'planned' | 'test';
   /** Absent in records of before planned failovers. */
   sourceId?: string;
   /** What is done on the source; null: nothing, the failover is unplanned. */
@@ -106,6 +128,8 @@ export interface FailoverRecord {
   fenceLifted?: boolean;
   /** Saved before the source is told to power off or to be passive. */
   powerOffAsked?: boolean;
+  /** Of a test failover. */
+  test?: TestFacts | null;
   replicaName: string;
   sourceName: string;
   startedAt: string;
@@ -191,17 +215,7 @@ export function newRecord(
     startedAt: now,
     endedAt: null,
     phase: { name: 'running' },
-    steps: stepNames(wanted !== null, plan !== null).map((name) => ({
-      name,
-      title:
-        name === 'power-off' && !plan?.powerOff
-          ? "Make the source server's agent passive"
-          : TITLES[name],
-      state: 'waiting',
-      detail: null,
-      startedAt: null,
-      endedAt: null,
-    })),
+    steps: waiting(stepNames(wanted !== null, plan !== null), plan),
     applianceVm,
     vm: {
       uuid: ids.vmUuid,
@@ -234,6 +248,46 @@ export function newRecord(
     notes: [],
   };
 }
+
+const waiting = (
+  names: readonly FailoverStepName[],
+  plan: HandoverPlan | null = null,
+): FailoverStep[] =>
+  names.map((name) => ({
+    name,
+    title:
+      name === 'power-off' && !plan?.powerOff
+        ? "Make the source server's agent passive"
+        : TITLES[name],
+    state: 'waiting',
+    detail: null,
+    startedAt: null,
+    endedAt: null,
+  }));
+
+/** A VM of its own: it may run beside the source and beside a replica. */
+export function newTestRecord(
+  job: JobDescription,
+  applianceVm: string,
+  now: string,
+  network: string,
+  options: Pick<TestFacts, 'trigger' | 'keepMinutes'> & { wanted: { sourceTime: string } | null },
+): FailoverRecord {
+  const { wanted, trigger, keepMinutes } = options;
+  const record = newRecord(job, applianceVm, now, { wanted });
+  const primary = job.nics.find((nic) => nic.primary) ?? job.nics[0];
+  return {
+    ...record,
+    kind: 'test',
+    test: { trigger, keepMinutes, verdict: null, endsAt: null },
+    replicaName: testName(job.replicaName),
+    steps: waiting(TEST_STEP_NAMES.filter((name) => name !== 'replay' || wanted)),
+    vm: { ...record.vm, network, mac: replicaMac(job.jobId, `test of ${primary?.name ?? 'net0'}`) },
+  };
+}
+
+/** Of the VM of a test failover; names of VMs have at most 63 characters. */
+export const testName = (replicaName: string): string => `${replicaName.slice(0, 58)}-test`;
 
 /** The disks as the replica VM gets them: the boot disk first, the others in the source's order. */
 export function vmDiskOrder<T extends { boot: boolean }>(disks: readonly T[]): T[] {
@@ -279,6 +333,7 @@ export function toApi(record: FailoverRecord, replicaVm: ReplicaSight | null = n
     state: apiState(record.phase),
     steps: record.steps.map((step) => ({ ...step })),
     point: { ...record.point, wanted: record.wanted?.sourceTime ?? null },
+    test: record.test ? { ...record.test, network: record.vm.network } : null,
     guestChanges: [
       ...record.guestChanges,
       ...record.unfixable.map((item) => `Not done (${item.code}): ${item.message}`),

@@ -131,6 +131,33 @@ const powerOff: Step = {
   compensate: async (context) => (context.record.powerOffAsked ? letSourceGoOn(context) : null),
 };
 
+// ---- hold-point --------------------------------------------------------------------------------------------------
+/** Only of tests. Nothing merges what the overlays rest on until this is taken back, which is the last of all. */
+const holdPoint: Step = {
+  async run({ job, record, save }) {
+    if (!record.chosen) {
+      // A former run may have held another one.
+      await job.releasePoint(record.failoverId);
+      const found = await job.holdPoint(record.wanted?.sourceTime ?? null, record.failoverId);
+      await save((current) => ({
+        chosen: found,
+        point: {
+          seq: found.seq,
+          sourceTime: found.sourceTime,
+          lossMs: Math.max(0, Date.parse(current.startedAt) - Date.parse(found.sourceTime)),
+        },
+      }));
+      const from = found.seq > found.baseSeq ? `, from the checkpoint at ${found.baseSeq}` : '';
+      return `frame ${found.seq}, of ${found.sourceTime}${from}`;
+    }
+    return `frame ${record.chosen.seq}, of ${record.chosen.sourceTime}`;
+  },
+  async compensate({ job, record }) {
+    await job.releasePoint(record.failoverId);
+    return null;
+  },
+};
+
 // ---- stop-intake -------------------------------------------------------------------------------------------------
 const stopIntake: Step = {
   async run({ job, record, save }) {
@@ -531,7 +558,7 @@ const replayStep: Step = {
 
 async function replayOnto(context: StepContext, devices: OverlayDevice[]): Promise<void> {
   const { job, record, save, detail, signal, flushDevice } = context;
-  if (!record.chosen || record.replayed) return;
+  if (!record.chosen || record.replayed || record.chosen.seq === record.chosen.baseSeq) return;
   await job.replay(record.chosen, devices, detail, signal);
   for (const { devicePath } of devices) await flushDevice(devicePath);
   await save(() => ({ replayed: true }));
@@ -592,7 +619,7 @@ const define: Step = {
     if (!(await ownVm(context))) {
       await hypervisor.defineVm({
         name: record.replicaName,
-        title: `Understudy replica of ${record.sourceName}`,
+        title: `Understudy ${record.kind === 'test' ? 'test' : 'replica'} of ${record.sourceName}`,
         uuid: record.vm.uuid,
         vcpus: record.vm.vcpus,
         memoryBytes: record.vm.memoryBytes,
@@ -641,6 +668,7 @@ export const STEPS: Record<FailoverStepName, Step> = {
   'stop-services': stopServices,
   'final-mark': finalMark,
   'power-off': powerOff,
+  'hold-point': holdPoint,
   'stop-intake': stopIntake,
   apply,
   checkpoint,

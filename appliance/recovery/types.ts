@@ -140,6 +140,15 @@ export interface JobHandle {
   choosePoint(sourceTime: string, failoverId: string | null): Promise<RecoveryPoint>;
 
   /**
+   * For a test: as `choosePoint` with a holder; without a moment, a checkpoint is taken now. Replication goes on. Throws
+   * `UND_FAILOVER_NOT_READY`, `UND_POINT_GONE`, `UND_POOL_LOW`, `UND_HV_…`.
+   */
+  holdPoint(sourceTime: string | null, failoverId: string): Promise<RecoveryPoint>;
+
+  /** Ends what `holdPoint` holds. */
+  releasePoint(failoverId: string): Promise<void>;
+
+  /**
    * Applies the journal's frames in (point.baseSeq, point.seq] to overlays of the checkpoint, and flushes them.
    * Throws `UND_HISTORY_GONE`, `UND_REPLAY_FAILED`.
    */

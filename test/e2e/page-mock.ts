@@ -1001,6 +1001,7 @@ export async function startPageMock(options: PageMockOptions): Promise<PageMock>
           wanted: null,
           lossMs: job.figures.lagMs,
         },
+        test: null,
         guestChanges: [],
         addresses: [],
         hasScreenshot: false,

@@ -52,6 +52,7 @@ export class FolderHypervisor implements Hypervisor, DiskLocator {
   attached = new Map<string, { disk: DiskRef; readOnly: boolean }>();
   vms = new Map<string, { spec: VmSpec; running: boolean }>();
   bases = new Map<string, DiskRef>();
+  isolatedNetwork = true;
   capacityBytes = 100 * 1024 ** 3;
   availableBytes = 80 * 1024 ** 3;
   /** By method name: thrown, once or as often as it is there. */
@@ -133,10 +134,15 @@ export class FolderHypervisor implements Hypervisor, DiskLocator {
   }
 
   async listNetworks(): Promise<Network[]> {
-    return [
+    const networks: Network[] = [
       { name: 'lan', bridge: 'br0', forward: 'nat', isolated: false, active: true, addresses: [] },
       { name: 'off', forward: 'nat', isolated: false, active: false, addresses: [] },
     ];
+    if (this.isolatedNetwork) {
+      const isolated = { forward: 'isolated', isolated: true, active: true } as const;
+      networks.push({ name: 'alone', ...isolated, addresses: [] });
+    }
+    return networks;
   }
 
   async createDisk(r: { pool: string; name: string; sizeBytes: number }): Promise<DiskRef> {

@@ -158,6 +158,10 @@ const job: JobHandle = {
       images: images.map((image, index) => ({ diskId: `disk-${index}`, image })),
     };
   },
+  holdPoint: async () => {
+    throw new Error('no test is played here');
+  },
+  releasePoint: async () => {},
   choosePoint: async () => {
     throw new Error('the newest point is what is recovered here');
   },

@@ -331,7 +331,8 @@ function merged(checkpoints: RetainedCheckpoint[], merges: Merge[]): RetainedChe
   for (const { lowerId, upperId } of merges) {
     const at = left.findIndex(({ checkpointId }) => checkpointId === lowerId);
     if (at < 0 || left[at + 1]?.checkpointId !== upperId) throw new Error('not neighbours');
-    if (left[at]!.held || left[at + 1]!.held) throw new Error('something rests on it');
+    // Red when only the two neighbours are looked at: a VM has all layers below its own open.
+    if (left.slice(at).some(({ held }) => held)) throw new Error('something rests on it');
     left.splice(at, 1);
   }
   return left;

@@ -66,12 +66,19 @@ class World {
   troubles: Trouble[] = [];
   dead: () => void = () => {};
   boots = true;
+  /** What is played; a test recovers the chosen moment, or the checkpoint of frame 3 itself. */
+  kind: 'unplanned' | 'test' = 'unplanned';
+  keepMinutes = 0;
+  held = new Set<string>();
+  isolated = true;
   /** A moment is recovered: from a checkpoint of frame 3 below the replica disks, by replay up to frame 4. */
   readonly chosen: boolean;
   refuses: () => boolean = () => false;
   /** Of the failover that is played; null: an unplanned one. */
   plan: HandoverPlan | null = null;
   source = { online: true, off: false, services: true, prepared: false, written: 7 };
+  /** Of a test. */
+  moment = false;
 
   constructor(chosen = false) {
     this.chosen = chosen;
@@ -170,6 +177,12 @@ function modelHypervisor(world: World): Hypervisor {
   };
   const model: Partial<Hypervisor> = {
     describeHost: async () => ({ applianceVm: APPLIANCE }) as never,
+    listNetworks: async () =>
+      [
+        { name: 'default', isolated: false, active: true },
+        { name: 'idle', isolated: true, active: false },
+        { name: 'alone', isolated: world.isolated, active: true },
+      ] as never,
     listAttachedDisks: () => world.place('listAttachedDisks', attachedList),
     chain: (disk) =>
       world.place('chain', () =>
@@ -206,7 +219,7 @@ function modelHypervisor(world: World): Hypervisor {
     detachDisk: (_vm, serial) =>
       world.place(`detachDisk ${serial}`, () => {
         const image = world.attached.get(serial);
-        world.forbid(serial.startsWith('u') && world.open, `${serial} yanked while open`);
+        world.forbid(/^uvd[ab]$/.test(serial) && world.open, `${serial} yanked while open`);
         if (image && world.unflushed.delete(image)) world.damaged.add(image);
         world.attached.delete(serial);
       }),
@@ -228,6 +241,7 @@ function modelHypervisor(world: World): Hypervisor {
       world.place('createOverlay', () => {
         if (world.images.has(full(name))) throw undError('UND_HV_NAME_IN_USE', { name });
         if (world.writersOf(base.name).length > 0) throw undError('UND_HV_DISK_IN_USE');
+        world.forbid(world.kind === 'test' && world.held.size === 0, 'an overlay on what may go');
         world.images.set(full(name), { backing: base.name, data: null });
         return ref(full(name));
       }),
@@ -300,9 +314,15 @@ function modelHypervisor(world: World): Hypervisor {
         for (const { disk } of vm.spec.disks) {
           const writers = world.writersOf(disk.name).filter((writer) => writer !== name);
           world.forbid(writers.length > 0, `${name} started on ${disk.name}, open by ${writers}`);
-          world.forbid(world.damaged.has(disk.name), `${name} started on unflushed ${disk.name}`);
           world.forbid(
-            world.content(disk.name) !== `prepared frame ${world.chosen ? 4 : world.job.durable}`,
+            world.kind === 'test' && vm.spec.nics.some(({ network }) => network !== 'alone'),
+            'a test on a network that is not isolated',
+          );
+          world.forbid(world.damaged.has(disk.name), `${name} started on unflushed ${disk.name}`);
+          const { chosen, job, kind, moment } = world;
+          const frame = kind === 'test' && !moment ? 3 : chosen ? 4 : job.durable;
+          world.forbid(
+            world.content(disk.name) !== `prepared frame ${frame}`,
             `${name} started on ${world.content(disk.name)}`,
           );
           world.forbid(
@@ -398,6 +418,8 @@ function modelJob(world: World): JobHandle {
       }),
     stopIntake: () =>
       world.place('stopIntake', () => {
+        world.forbid(world.kind === 'test', 'a test stopped the intake');
+        world.forbid(world.held.size > 0, 'failed over under a test');
         world.job.intake = false;
         return { durableSeq: world.job.durable, sourceTime: '2026-01-01T00:00:00.000Z' };
       }),
@@ -424,6 +446,25 @@ function modelJob(world: World): JobHandle {
       baseSeq: 3,
       base: disks.map((diskId) => ({ diskId, image: ref(`ck-${diskId}`) })),
     }),
+    holdPoint: (sourceTime, failoverId) =>
+      world.place('holdPoint', () => {
+        world.held.add(failoverId);
+        return {
+          seq: sourceTime === null ? 3 : 4,
+          sourceTime: '2026-01-01T00:00:00.000Z',
+          baseSeq: 3,
+          base: disks.map((diskId) => ({ diskId, image: ref(`ck-${diskId}`) })),
+        };
+      }),
+    releasePoint: (failoverId) =>
+      world.place('releasePoint', () => {
+        const resting = disks.flatMap((disk) => world.childrenOf(`ck-${disk}`));
+        world.forbid(
+          resting.some((name) => !name.startsWith('base-')),
+          `let go under ${resting}`,
+        );
+        world.held.delete(failoverId);
+      }),
     replay: async (_point, devices) => {
       const targets = devices.map(({ devicePath }) => {
         const name = devicePath.slice('/dev/'.length);
@@ -485,7 +526,8 @@ function modelEngine(world: World, options: Partial<FailoverEngineOptions> = {})
       await world.place('prepare begins', () => {
         for (const image of images) {
           const target = world.images.get(image) as Image;
-          const ready = world.chosen ? target.data === 'frame 4' : target.data === null;
+          const replayed = world.chosen && (world.kind !== 'test' || world.moment);
+          const ready = replayed ? target.data === 'frame 4' : target.data === null;
           world.forbid(!ready, `preparing a used overlay: ${target.data}`);
           before.set(image, world.content(image));
           target.data = 'half prepared';
@@ -548,10 +590,16 @@ async function play(world: World, troubles: Trouble[], ask: Ask = null): Promise
       engine.resumeAll();
       let id = engine.list()[0]?.failoverId;
       const wanted = world.chosen ? { sourceTime: '2026-01-01T00:00:00.500Z' } : null;
+      if (!id && world.kind === 'test') {
+        const { keepMinutes, moment } = world;
+        const options = { keepMinutes, trigger: 'person', wanted: moment ? wanted : null } as const;
+        id = (await engine.startTest(JOB, options)).failoverId;
+      }
       if (!id) id = (await engine.start(JOB, REPLICA, { wanted, plan: world.plan })).failoverId;
       let failover = await engine.settled(id);
       if (ask && !asked && failover.state.name === 'completed') {
-        await engine[ask](id, REPLICA);
+        if (world.kind === 'test') engine.endTest(id);
+        else await engine[ask](id, REPLICA);
         asked = true;
         failover = await engine.settled(id);
       }
@@ -563,6 +611,26 @@ async function play(world: World, troubles: Trouble[], ask: Ask = null): Promise
     if (outcome !== 'died') return outcome;
   }
   throw new Error('died more often than told to');
+}
+
+/** What a test has left behind or harmed, or nothing. */
+function judgeTest(world: World): string[] {
+  const wrong = [...world.violations];
+  const check = (ok: boolean, what: string) => {
+    if (!ok) wrong.push(what);
+  };
+  check(world.vms.size === 0, 'a VM is left');
+  check(world.held.size === 0, 'the checkpoint is still held');
+  const images = [...world.images.keys()].sort().join(' ');
+  check(images === 'base-vda base-vdb ck-vda ck-vdb', `images: ${images}`);
+  const attached = [...world.attached].map((pair) => pair.join(' ')).sort();
+  check(attached.join(', ') === 'uvda base-vda, uvdb base-vdb', `attached: ${attached}`);
+  check(world.job.intake && world.open && world.reopened.length === 0, 'replication was touched');
+  for (const disk of ['vda', 'vdb']) {
+    check(world.content(`base-${disk}`) === 'frame 5', `base-${disk} was written`);
+    check(world.content(`ck-${disk}`) === 'frame 3', `ck-${disk} was written`);
+  }
+  return wrong;
 }
 
 /** What is wrong with the end state, or nothing. */
@@ -1047,4 +1115,158 @@ t.test('a chosen moment, whenever the appliance dies or an answer is lost', asyn
     // Without the replay in prepareGuest, a guest is prepared on fresh overlays at the checkpoint.
     t.same(failures, [], String(ask));
   }
+});
+
+const testWorld = (moment: boolean, change: Partial<World> = {}): World =>
+  Object.assign(new World(true), { kind: 'test', moment, ...change });
+
+t.test(
+  'a test failover proves the boot and leaves nothing, replication is untouched',
+  async (t) => {
+    for (const moment of [false, true]) {
+      const world = testWorld(moment);
+      let spec: VmSpec | undefined;
+      const place = world.place.bind(world);
+      world.place = (name, effect) => {
+        if (name === 'undefineVm') spec = [...world.vms.values()][0]?.spec;
+        return place(name, effect);
+      };
+      const failover = await play(world, []);
+      t.equal(failover.state.name, 'undone');
+      t.match(failover, {
+        kind: 'test',
+        replicaName: `${REPLICA}-test`,
+        point: { seq: moment ? 4 : 3 },
+        test: { network: 'alone', verdict: { passed: true, words: 'TCP port 22 answers' } },
+      });
+      t.same(judgeTest(world), []);
+      t.equal(failover.steps.length, moment ? 7 : 6);
+      t.match(spec, { name: `${REPLICA}-test`, nics: [{ network: 'alone' }] });
+      const real = await play(new World(), []);
+      t.equal(real.state.name, 'completed');
+      t.not(spec?.nics[0]?.mac, replicaMac(JOB, 'ens3'), 'a MAC address of its own');
+    }
+  },
+);
+
+// Red when the checkpoint is let go before the overlays, and when a test owns the job's disks.
+t.test('a test failover, whenever the appliance dies, an answer is lost or refused', async (t) => {
+  for (const [moment, boots] of [
+    [false, true],
+    [true, true],
+    [true, false],
+  ] as const) {
+    const probe = testWorld(moment, { boots });
+    await play(probe, []);
+    const failures: string[] = [];
+    for (const [at, name] of probe.places.entries()) {
+      for (const kind of ['die', 'die-with-vm', 'lose-answer', 'refuse'] as const) {
+        const ours = / save |holdPoint|releasePoint|replay|prepare/.test(name);
+        if ((kind === 'lose-answer' || kind === 'refuse') && (ours || !boots)) continue;
+        const world = testWorld(moment, { boots });
+        const failover = await play(world, [{ at, kind }]).catch((error: Error) => error);
+        const wrong = failover instanceof Error ? [failover.message] : judgeTest(world);
+        if (!(failover instanceof Error)) {
+          const state = failover.state.name;
+          const passed = failover.test?.verdict?.passed;
+          const expected = boots && (kind !== 'refuse' || state === 'undone');
+          if (state !== (expected ? 'undone' : 'failed')) wrong.push(`ended ${state}`);
+          if (passed !== expected) wrong.push(`passed: ${passed}`);
+        }
+        if (wrong.length > 0) failures.push(`${kind} ${name} (${at}): ${wrong.join('; ')}`);
+      }
+    }
+    t.ok(probe.places.length > 60, `${probe.places.length} places`);
+    t.same(failures, [], `moment ${moment}, boots ${boots}`);
+  }
+});
+
+t.test('a test that is kept: it runs until somebody ends it, over a restart as well', async (t) => {
+  const world = testWorld(false, { keepMinutes: 60 });
+  const kept = await play(world, []);
+  t.equal(kept.state.name, 'completed');
+  t.equal([...world.vms.values()][0]?.running, true);
+  t.ok(world.open && world.attached.size === 2, 'replication goes on');
+  const leftMs = Date.parse(kept.test!.endsAt!) - Date.parse(kept.test!.verdict!.at);
+  t.equal(leftMs, 3_600_000);
+
+  const probe = testWorld(false, { keepMinutes: 60 });
+  await play(probe, [], 'undo');
+  const failures: string[] = [];
+  for (const [at, name] of probe.places.entries()) {
+    for (const kind of ['die', 'die-with-vm'] as const) {
+      const one = testWorld(false, { keepMinutes: 60 });
+      const failover = await play(one, [{ at, kind }], 'undo');
+      // Died before the end was on record: nobody asks again here, and the test is still kept.
+      if (failover.state.name === 'completed') continue;
+      const wrong = judgeTest(one);
+      if (wrong.length > 0) failures.push(`${kind} ${name} (${at}): ${wrong.join('; ')}`);
+    }
+  }
+  t.same(failures, []);
+
+  // The appliance was away when the time was over.
+  const late = modelEngine(world, { now: () => '2100-01-01T00:00:00.000Z' });
+  await late.load();
+  t.notOk(late.ownsDisks(JOB));
+  t.same(late.fenceOf('source-1', null), { name: 'none' }, 'a test fences no source');
+  late.resumeAll();
+  t.equal((await late.settled(kept.failoverId)).state.name, 'undone');
+  t.same(judgeTest(world), []);
+});
+
+const hanging = (began: () => void): Partial<FailoverEngineOptions> => ({
+  prover: {
+    prove: (_record, _job, { signal }) =>
+      new Promise((_resolve, reject) => {
+        began();
+        signal.addEventListener('abort', () => reject(signal.reason));
+      }),
+  },
+});
+
+t.test(
+  'a test ends in the middle of a step, and a failover of the job ends it first',
+  async (t) => {
+    const world = testWorld(false);
+    const began = Promise.withResolvers<void>();
+    const engine = modelEngine(world, hanging(began.resolve));
+    await engine.load();
+    const options = { wanted: null, keepMinutes: 0, trigger: 'person' } as const;
+    const first = await engine.startTest(JOB, options);
+    t.equal(await codeOf(engine.startTest(JOB, options)), 'UND_TEST_RUNNING');
+    t.equal(await codeOf(engine.commit(first.failoverId, first.replicaName)), 'UND_FAILOVER_STATE');
+    await began.promise;
+    engine.endTest(first.failoverId);
+    const ended = await engine.settled(first.failoverId);
+    t.match(ended, { state: { name: 'undone' }, test: { verdict: null } });
+    t.same(judgeTest(world), []);
+
+    const again = Promise.withResolvers<void>();
+    const other = modelEngine(world, hanging(again.resolve));
+    await other.load();
+    const second = await other.startTest(JOB, options);
+    await again.promise;
+    t.equal(await codeOf(other.start(JOB, 'wrong')), 'UND_FAILOVER_CONFIRM');
+    t.equal(other.get(second.failoverId).state.name, 'running', 'a mistyped name ends no test');
+    world.kind = 'unplanned';
+    const real = await other.start(JOB, REPLICA, {
+      wanted: { sourceTime: '2026-01-01T00:00:00.500Z' },
+    });
+    t.match(other.get(second.failoverId), { state: { name: 'undone' } });
+    t.equal(other.get(real.failoverId).kind, 'unplanned');
+    t.same(world.violations, []);
+    t.same([world.held.size, world.vms.has(`${REPLICA}-test`)], [0, false]);
+    t.equal(await codeOf(other.startTest(JOB, options)), 'UND_FAILOVER_RUNNING');
+    await other.close();
+  },
+);
+
+t.test('no test without an isolated network', async (t) => {
+  const world = testWorld(false, { isolated: false });
+  const engine = modelEngine(world);
+  await engine.load();
+  const options = { wanted: null, keepMinutes: 0, trigger: 'person' } as const;
+  t.equal(await codeOf(engine.startTest(JOB, options)), 'UND_TEST_NO_NETWORK');
+  t.equal(world.records.size, 0);
 });

@@ -42,7 +42,7 @@ function prover(
   change: Partial<Hypervisor>,
   options: { limitMs?: number; port?: number; proxy?: boolean } = {},
 ): {
-  prove: (handle?: JobHandle) => Promise<string>;
+  prove: (handle?: JobHandle, of?: FailoverRecord) => Promise<string>;
   saved: Partial<FailoverRecord>[];
   folder: string;
 } {
@@ -69,8 +69,8 @@ function prover(
   return {
     folder,
     saved,
-    prove: async (handle = silent) => {
-      const proof = await made.prove(record, handle, {
+    prove: async (handle = silent, of = record) => {
+      const proof = await made.prove(of, handle, {
         signal: new AbortController().signal,
         detail: () => {},
         save: async (apply) => {
@@ -98,6 +98,11 @@ t.test('each kind of proof', async (t) => {
   t.equal(
     await prover(at('192.0.2.5'), { port: 22 }).prove(),
     'tcp: TCP port 22 answers at 192.0.2.5',
+  );
+  // The source itself answers there: a test is on a network of its own, often with the source's addresses.
+  await t.rejects(
+    prover(at('192.0.2.5'), { port: 22 }).prove(silent, { ...record, kind: 'test' }),
+    { code: 'UND_FAILOVER_NO_BOOT_PROOF' },
   );
   t.match(
     await prover({

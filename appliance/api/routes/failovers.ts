@@ -1,10 +1,12 @@
 import Type, { type Static } from 'typebox';
 import type { Router } from '../app.ts';
-import { Failover, FailoverRequest } from '../schema.ts';
+import { Failover, FailoverRequest, TestFailoverRequest } from '../schema.ts';
 import type { Services } from '../services.ts';
 
 const ById = Type.Object({ id: Type.String({ minLength: 1, maxLength: 64 }) });
 const Confirm = Type.Object({ confirm: Type.String({ maxLength: 256 }) });
+/** The page carries its style and its picture with it, and nothing else. */
+const REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:";
 const idOf = (request: { params: unknown }) => (request.params as { id: string }).id;
 
 export function registerFailoverRoutes(route: Router, { failovers }: Services): void {
@@ -19,6 +21,30 @@ export function registerFailoverRoutes(route: Router, { failovers }: Services): 
       const asked = request.body as Static<typeof FailoverRequest>;
       return reply.status(202).send(await failovers.start(idOf(request), asked));
     },
+  });
+
+  route({
+    method: 'POST',
+    url: '/api/jobs/:id/test-failover',
+    access: 'operator',
+    summary: 'Start a VM from a recovery point on an isolated network; replication goes on',
+    act: 'failover.test',
+    schema: { params: ById, body: TestFailoverRequest, response: { 202: Failover } },
+    handler: async (request, reply) => {
+      const asked = request.body as TestFailoverRequest;
+      return reply.status(202).send(await failovers.startTest(idOf(request), asked));
+    },
+  });
+
+  route({
+    method: 'POST',
+    url: '/api/failovers/:id/end-test',
+    access: 'operator',
+    summary: 'Take a test failover down now, whatever it is doing',
+    act: 'failover.end-test',
+    schema: { params: ById, response: { 202: Failover } },
+    handler: async (request, reply) =>
+      reply.status(202).send(await failovers.endTest(idOf(request))),
   });
 
   route({
@@ -68,5 +94,19 @@ export function registerFailoverRoutes(route: Router, { failovers }: Services): 
     schema: { params: ById, response: { 200: { type: 'string', format: 'binary' } } },
     handler: async (request, reply) =>
       reply.type('image/png').send(await failovers.screenshot(idOf(request))),
+  });
+
+  route({
+    method: 'GET',
+    url: '/api/failovers/:id/report',
+    access: 'viewer',
+    summary: 'The report of a failover as one page, with its screenshot',
+    act: null,
+    schema: { params: ById, response: { 200: { type: 'string' } } },
+    handler: async (request, reply) =>
+      reply
+        .header('content-security-policy', REPORT_POLICY)
+        .type('text/html; charset=utf-8')
+        .send(await failovers.report(idOf(request))),
   });
 }

@@ -74,7 +74,10 @@ function runWorker(
     child.stderr.setEncoding('utf8').on('data', (chunk: string) => {
       complaint = (complaint + chunk).slice(-2000);
     });
-    child.on('error', (error) => fail(error.message));
+    // Once it has begun, its end is waited for also when it is killed: until then it has the disks.
+    child.on('error', (error) => {
+      if (child.pid === undefined) fail(error.message);
+    });
     child.on('close', (code, killed) => {
       let answer: WorkerOutput;
       try {
