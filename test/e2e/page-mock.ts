@@ -912,7 +912,7 @@ export async function startPageMock(options: PageMockOptions): Promise<PageMock>
       return check(contract.Job, jobs.get(job.jobId), 'patch');
     },
   );
-  for (const act of ['pause', 'resume', 'mirror'] as const) {
+  for (const act of ['pause', 'resume', 'mirror', 'verify'] as const) {
     app.post<{ Params: { id: string } }>(`/api/jobs/:id/${act}`, async (request, reply) => {
       const job = jobs.get(request.params.id);
       if (!job) return missing(reply);
@@ -921,6 +921,10 @@ export async function startPageMock(options: PageMockOptions): Promise<PageMock>
       } else if (act === 'resume') {
         setJob(job.jobId, { state: { name: 'protected' } });
         replicate(job.jobId, job.figures.durableSeq);
+      } else if (act === 'verify') {
+        const last = { at: iso(), comparedBytes: 3_000_000, mismatches: 0, repaired: 0 };
+        const verification = { running: null, last };
+        setJob(job.jobId, { disks: job.disks.map((disk) => ({ ...disk, verification })) });
       } else {
         later(stepMs, () => mirror(job.jobId, 1, 4));
       }
