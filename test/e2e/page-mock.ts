@@ -195,6 +195,8 @@ const STEPS: [contract.FailoverStepName, string, string][] = [
   ['prove-boot', 'Prove that it booted', 'login prompt on the console after 21 s'],
 ];
 
+const NOT_IN_TESTS: readonly string[] = ['stop-intake', 'apply', 'checkpoint', 'detach'];
+
 export async function startPageMock(options: PageMockOptions): Promise<PageMock> {
   const stepMs = options.stepMs ?? 150;
   const firstPassword = randomBytes(9).toString('base64url');
@@ -1020,6 +1022,64 @@ export async function startPageMock(options: PageMockOptions): Promise<PageMock>
       note(who(request), 'fail over', job.name, 'unplanned');
       later(stepMs, () => playFailover(failover.failoverId, 0));
       return reply.code(202).send(check(contract.Failover, failover, 'new failover'));
+    },
+  );
+  app.post<{ Params: { id: string }; Body: contract.TestFailoverRequest }>(
+    '/api/jobs/:id/test-failover',
+    { schema: { body: contract.TestFailoverRequest } },
+    async (request, reply) => {
+      const job = jobs.get(request.params.id);
+      if (!job) return missing(reply);
+      const { point = 'newest', keepMinutes = 0 } = request.body;
+      const began = iso();
+      const test: Failover = {
+        failoverId: randomUUID(),
+        jobId: job.jobId,
+        kind: 'test',
+        replicaName: `${job.settings.replicaName}-test`,
+        startedAt: began,
+        endedAt: null,
+        state: { name: 'running' },
+        steps: STEPS.filter(([name]) => !NOT_IN_TESTS.includes(name)).map(([name, title]) => ({
+          name,
+          title,
+          state: 'waiting',
+          detail: null,
+          startedAt: null,
+          endedAt: null,
+        })),
+        point: {
+          seq: 48_213,
+          sourceTime: point === 'newest' ? job.figures.newestPointAt : point.sourceTime,
+          wanted: point === 'newest' ? null : point.sourceTime,
+          lossMs: job.figures.lagMs,
+        },
+        test: { trigger: 'person', network: 'isolated', keepMinutes, verdict: null, endsAt: null },
+        guestChanges: [],
+        addresses: [],
+        hasScreenshot: false,
+        replicaVm: null,
+        notes: [],
+      };
+      tell({ type: 'failover', failover: test });
+      note(who(request), 'test failover', job.name);
+      later(stepMs, () => {
+        const at = iso();
+        const verdict = { passed: true, words: 'login prompt on its serial console', at };
+        tell({
+          type: 'failover',
+          failover: {
+            ...test,
+            state: { name: 'undone' },
+            endedAt: at,
+            hasScreenshot: true,
+            test: { ...test.test!, verdict, endsAt: at },
+            steps: test.steps.map((step) => ({ ...step, state: 'compensated' })),
+          },
+        });
+        setJob(job.jobId, { provenBootableAt: at });
+      });
+      return reply.code(202).send(check(contract.Failover, test, 'new test'));
     },
   );
   app.get('/api/failovers', async () =>

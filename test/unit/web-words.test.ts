@@ -7,6 +7,7 @@ import {
   formatRelative,
   percentOf,
 } from '../../appliance/web/src/format.ts';
+import { chosenMoment, chosenPoint } from '../../appliance/web/src/jobs/chosen-point.ts';
 import {
   describeFailover,
   describeJob,
@@ -148,4 +149,40 @@ t.test('lag: what is not known is not said to be little', async (t) => {
     data: { value: 'unknown', note: /since the appliance started/ },
   });
   t.equal(lag(null, null, 0, null).time.note, 'no point yet');
+});
+
+t.test('a test failover is told by its verdict, not by having been taken down', async (t) => {
+  const test = (verdict: { passed: boolean } | null, name = 'undone') =>
+    describeFailover({
+      state: { name } as Failover['state'],
+      replicaVm: null,
+      test: {
+        trigger: 'person',
+        network: 'alone',
+        keepMinutes: 0,
+        endsAt: null,
+        verdict: verdict && { ...verdict, words: 'why', at: '' },
+      },
+    });
+  t.match(test({ passed: true }), { label: 'Passed', tone: 'good' });
+  t.match(test({ passed: true }, 'completed'), { label: 'Passed, VM kept' });
+  t.match(test({ passed: false }, 'failed'), { label: 'Not passed', tone: 'bad', reason: 'why' });
+  t.match(test(null, 'running'), { tone: 'busy' });
+  t.match(test(null), { label: 'Ended', tone: 'neutral' });
+});
+
+t.test('the moment that a person typed or picked', async (t) => {
+  const typed = (text: string) => chosenMoment({ kind: 'moment', text });
+  t.same(typed(' 2026-01-31T12:00:05.250Z '), { sourceTime: '2026-01-31T12:00:05.250Z' });
+  t.same(typed('2026-01-31 12:00'), { sourceTime: '2026-01-31T12:00:00Z' });
+  // Red without the look at the day: the parser makes it the 3rd of March.
+  t.equal(typed('2026-02-31T12:00:00Z'), null);
+  for (const bad of ['', 'yesterday', '2026-01-31', '2026-01-31T25:00:00Z']) {
+    t.equal(typed(bad), null, bad);
+  }
+  t.equal(chosenMoment({ kind: 'newest', text: 'nonsense' }), 'newest');
+  t.same(chosenMoment(chosenPoint(Date.UTC(2026, 0, 31), 0)), {
+    sourceTime: '2026-01-31T00:00:00.000Z',
+  });
+  t.equal(chosenPoint(null, 0).kind, 'newest');
 });

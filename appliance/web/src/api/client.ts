@@ -25,6 +25,7 @@ import type {
   SshTarget,
   SystemInfo,
   TakenPoint,
+  TestFailoverRequest,
   User,
 } from '../../../api/schema.ts';
 
@@ -195,6 +196,10 @@ export const api = {
 
   failOver: (jobId: string, request: FailoverRequest) =>
     post<Failover>(`/api/jobs/${id(jobId)}/failover`, request),
+  testFailover: (jobId: string, request: TestFailoverRequest) =>
+    post<Failover>(`/api/jobs/${id(jobId)}/test-failover`, request),
+  endTest: (failoverId: string) => post<Failover>(`/api/failovers/${id(failoverId)}/end-test`),
+  reportUrl: (failoverId: string) => `/api/failovers/${id(failoverId)}/report`,
   failovers: () => call<Failover[]>('/api/failovers'),
   undo: (failoverId: string, confirm: string) =>
     post<Failover>(`/api/failovers/${id(failoverId)}/undo`, { confirm }),

@@ -26,7 +26,7 @@ import { learn, useLive } from '../api/live.ts';
 import { formatClock, formatDuration } from '../format.ts';
 import { describeFailover } from '../jobs/words.ts';
 import { ConfirmDialog } from '../parts/confirm.tsx';
-import { useNow } from '../parts/hooks.ts';
+import { useAction, useNow } from '../parts/hooks.ts';
 import { ErrorAlert, Fact, Loading, Nothing, PageHead, StateLabel, When } from '../parts/parts.tsx';
 import { useUser } from '../session/session.tsx';
 
@@ -137,6 +137,7 @@ export function FailoverPage() {
   const { mayOperate } = useUser();
   const now = useNow();
   const [asking, setAsking] = useState<'undo' | 'commit'>();
+  const ending = useAction(async () => learn.failover(await api.endTest(failoverId)));
   const failover = failovers.get(failoverId);
   const crumbs: [string, string][] = [['Failovers', '/failovers']];
   if (!failover) {
@@ -163,7 +164,7 @@ export function FailoverPage() {
   return (
     <>
       <PageHead
-        title={`Failover of ${job?.sourceName ?? failover.replicaName}`}
+        title={`${failover.kind === 'test' ? 'Test failover' : 'Failover'} of ${job?.sourceName ?? failover.replicaName}`}
         crumbs={crumbs}
         beside={
           <StateLabel tone={words.tone} state={state.name} id="failover-state">
@@ -171,21 +172,34 @@ export function FailoverPage() {
           </StateLabel>
         }
         actions={
-          mayOperate &&
-          settled && (
-            <Flex gap={{ default: 'gapSm' }}>
-              <Button variant="primary" id="commit-button" onClick={() => setAsking('commit')}>
-                Commit…
-              </Button>
+          mayOperate && failover.kind === 'test' ? (
+            !failover.endedAt || settled ? (
               <Button
                 variant="secondary"
-                isDanger
-                id="undo-button"
-                onClick={() => setAsking('undo')}
+                id="end-test-button"
+                isDisabled={ending.busy}
+                onClick={() => void ending.run()}
               >
-                Undo…
+                End the test
               </Button>
-            </Flex>
+            ) : undefined
+          ) : (
+            mayOperate &&
+            settled && (
+              <Flex gap={{ default: 'gapSm' }}>
+                <Button variant="primary" id="commit-button" onClick={() => setAsking('commit')}>
+                  Commit…
+                </Button>
+                <Button
+                  variant="secondary"
+                  isDanger
+                  id="undo-button"
+                  onClick={() => setAsking('undo')}
+                >
+                  Undo…
+                </Button>
+              </Flex>
+            )
           )
         }
       />
@@ -215,6 +229,7 @@ export function FailoverPage() {
             />
           )
         )}
+        <ErrorAlert error={ending.error} id="end-test-error" />
         {failover.notes.length > 0 && (
           <Alert variant="warning" isInline title="Left over" id="failover-notes">
             <List>
@@ -279,6 +294,26 @@ export function FailoverPage() {
                     </Fact>
                     <Fact term={failover.endedAt ? 'Took' : 'Running for'} id="failover-took">
                       {formatDuration(tookMs)}
+                    </Fact>
+                    {failover.test && (
+                      <Fact term="Network" id="failover-network">
+                        {failover.test.network}, isolated
+                        {failover.test.endsAt && settled && (
+                          <>
+                            ; the VM is kept until <When at={failover.test.endsAt} />
+                          </>
+                        )}
+                      </Fact>
+                    )}
+                    <Fact term="Report">
+                      <a
+                        id="failover-report"
+                        href={api.reportUrl(failover.failoverId)}
+                        target="_blank"
+                        rel="noreferrer"
+                      >
+                        As one page
+                      </a>
                     </Fact>
                     <Fact term="Protection job">
                       {job ? <Link to={`/jobs/${job.jobId}`}>{job.name}</Link> : 'deleted'}

@@ -30,6 +30,7 @@ export function FailoversPage() {
             <Thead>
               <Tr>
                 <Th>Replica VM</Th>
+                <Th>Kind</Th>
                 <Th>Source</Th>
                 <Th>State</Th>
                 <Th>Started</Th>
@@ -49,6 +50,7 @@ export function FailoversPage() {
                     <Td dataLabel="Replica VM">
                       <Link to={`/failovers/${one.failoverId}`}>{one.replicaName}</Link>
                     </Td>
+                    <Td dataLabel="Kind">{one.kind}</Td>
                     <Td dataLabel="Source">{jobs.get(one.jobId)?.sourceName ?? '–'}</Td>
                     <Td dataLabel="State">
                       <StateLabel tone={words.tone} state={one.state.name}>

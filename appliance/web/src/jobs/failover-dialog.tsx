@@ -1,4 +1,4 @@
-import { Alert, DescriptionList } from '@patternfly/react-core';
+import { Alert, DescriptionList, Form } from '@patternfly/react-core';
 import { useState } from 'react';
 import { useNavigate } from 'react-router';
 import type { Job, Source } from '../../../api/schema.ts';
@@ -8,11 +8,19 @@ import { formatDuration } from '../format.ts';
 import { ConfirmDialog } from '../parts/confirm.tsx';
 import { useNow } from '../parts/hooks.ts';
 import { Fact, When } from '../parts/parts.tsx';
+import { chosenMoment, chosenPoint } from './chosen-point.ts';
 import { type HandoverFields, HandoverForm, unitsOf } from './handover-fields.tsx';
+import { PointChoice } from './point-choice.tsx';
 import { describeLag, mirrorIncomplete } from './words.ts';
 
 /** Asks for a failover: planned or not, what will be lost, what must be true, and the replica's name. */
-export function FailoverDialog(props: { job: Job; source: Source | undefined; close: () => void }) {
+export function FailoverDialog(props: {
+  job: Job;
+  source: Source | undefined;
+  /** The moment that was picked on the timeline. */
+  atMs?: number | null;
+  close: () => void;
+}) {
   const { job, source } = props;
   const navigate = useNavigate();
   const now = useNow();
@@ -27,6 +35,9 @@ export function FailoverDialog(props: { job: Job; source: Source | undefined; cl
     powerOff: true,
   });
   const planned = sourceLives && fields.kind === 'planned';
+  const [chosen, setChosen] = useState(() => chosenPoint(props.atMs ?? null, Date.now()));
+  const point = planned ? 'newest' : chosenMoment(chosen);
+  const atMs = point && point !== 'newest' ? Date.parse(point.sourceTime) : null;
   const units = unitsOf(fields.units);
   const ageMs = figures.newestPointAt ? now - Date.parse(figures.newestPointAt) : null;
   return (
@@ -38,14 +49,14 @@ export function FailoverDialog(props: { job: Job; source: Source | undefined; cl
       wide
       typed={settings.replicaName}
       typedLabel="Type the replica's name to confirm"
-      blocked={planned && !units.ok}
+      blocked={(planned && !units.ok) || point === null}
       close={props.close}
       act={async (confirm) => {
         const failover = await api.failOver(
           job.jobId,
           planned && units.ok
             ? { kind: 'planned', confirm, stopUnits: units.units, powerOff: fields.powerOff }
-            : { kind: 'unplanned', confirm },
+            : { kind: 'unplanned', confirm, point: point ?? undefined },
         );
         learn.newFailover(failover);
         navigate(`/failovers/${failover.failoverId}`);
@@ -54,7 +65,7 @@ export function FailoverDialog(props: { job: Job; source: Source | undefined; cl
       <div className="und-stack">
         <p>
           The replica VM <strong>{settings.replicaName}</strong> is started on the target host from
-          {planned ? ' the last state of the source server. ' : ' the newest point that arrived. '}
+          {planned ? ' the last state of the source server. ' : ' the chosen recovery point. '}
           Replication of this job stops. You can undo it until you commit.
         </p>
         {sourceLives && (
@@ -62,6 +73,11 @@ export function FailoverDialog(props: { job: Job; source: Source | undefined; cl
             fields={fields}
             set={(change) => setFields((current) => ({ ...current, ...change }))}
           />
+        )}
+        {!planned && (
+          <Form onSubmit={(event) => event.preventDefault()}>
+            <PointChoice job={job} chosen={chosen} set={setChosen} />
+          </Form>
         )}
         <div
           id="failover-loss"
@@ -73,9 +89,11 @@ export function FailoverDialog(props: { job: Job; source: Source | undefined; cl
             <Fact term="Time" id="failover-loss-time">
               {planned
                 ? 'nothing that was written before the services had stopped'
-                : figures.lagMs === null
-                  ? `not known: ${lag.time.note}`
-                  : `everything written in the last ${formatDuration(figures.lagMs)}`}
+                : atMs !== null
+                  ? `everything written in the ${formatDuration(Math.max(0, now - atMs))} since the chosen moment`
+                  : figures.lagMs === null
+                    ? `not known: ${lag.time.note}`
+                    : `everything written in the last ${formatDuration(figures.lagMs)}`}
             </Fact>
             <Fact term="Data not arrived" id="failover-loss-bytes">
               {lag.data.value} ({lag.data.note})

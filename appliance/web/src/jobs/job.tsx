@@ -51,6 +51,7 @@ import {
   TransferForm,
   transferFields,
 } from './settings-fields.tsx';
+import { TestDialog, TestField, TestsCard } from './tests.tsx';
 import { NextVerification, Verified, VerifyButton, VerifyField } from './verification.tsx';
 import { describeJob, describeLag, describeStream, mirrorTotal } from './words.ts';
 
@@ -246,6 +247,7 @@ function SettingsDialog(props: { job: Job; close: () => void }) {
   }));
   const [everyMinutes, setEveryMinutes] = useState(job.settings.pointEveryMinutes ?? null);
   const [verifyEvery, setVerifyEvery] = useState(job.settings.verifyEvery ?? 'off');
+  const [testEvery, setTestEvery] = useState(job.settings.testEvery ?? 'off');
   const limit = limitBytesPerSec(fields);
   const excluded = exclusionsOf(fields.exclusions);
   const history = historyLimits(fields);
@@ -266,6 +268,7 @@ function SettingsDialog(props: { job: Job; close: () => void }) {
             ...history,
             pointEveryMinutes: everyMinutes,
             verifyEvery,
+            testEvery,
           }),
         )
       }
@@ -281,6 +284,7 @@ function SettingsDialog(props: { job: Job; close: () => void }) {
         />
         <ScheduleField everyMinutes={everyMinutes} set={setEveryMinutes} />
         <VerifyField every={verifyEvery} set={setVerifyEvery} />
+        <TestField every={testEvery} set={setTestEvery} />
       </Form>
     </ConfirmDialog>
   );
@@ -332,7 +336,7 @@ function DeleteDialog(props: { job: Job; close: () => void }) {
   );
 }
 
-type Open = 'failover' | 'point' | 'settings' | 'delete' | 'mirror' | undefined;
+type Open = 'failover' | 'test' | 'point' | 'settings' | 'delete' | 'mirror' | undefined;
 
 function Actions(props: {
   job: Job;
@@ -610,6 +614,11 @@ export function JobPage() {
             </Card>
           </GridItem>
         </Grid>
+        <TestsCard
+          job={job}
+          mayTest={mayOperate && !job.failoverId}
+          test={() => setDialog('test')}
+        />
         <PointsCard
           job={job}
           mayTake={mayOperate && !job.failoverId}
@@ -647,6 +656,7 @@ export function JobPage() {
       {dialog === 'failover' && (
         <FailoverDialog job={job} source={sources.get(job.sourceId)} close={close} />
       )}
+      {dialog === 'test' && <TestDialog job={job} atMs={null} close={close} />}
       {dialog === 'point' && <PointDialog job={job} close={close} />}
       {dialog === 'settings' && <SettingsDialog job={job} close={close} />}
       {dialog === 'delete' && <DeleteDialog job={job} close={close} />}

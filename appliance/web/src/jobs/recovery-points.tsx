@@ -16,11 +16,14 @@ import { Table, Tbody, Td, Th, Thead, Tr } from '@patternfly/react-table';
 import { useState } from 'react';
 import type { Job, JobPoints, JournalCheck } from '../../../api/schema.ts';
 import { api } from '../api/client.ts';
+import { useLive } from '../api/live.ts';
 import { count, formatAbsolute, formatBytes, formatDuration, formatRate } from '../format.ts';
 import { ConfirmDialog } from '../parts/confirm.tsx';
 import { useAction, useNow, usePolled } from '../parts/hooks.ts';
 import { ErrorAlert, Fact, Loading, When } from '../parts/parts.tsx';
 import { useUser } from '../session/session.tsx';
+import { FailoverDialog } from './failover-dialog.tsx';
+import { TestDialog } from './tests.tsx';
 import { Timeline } from './timeline.tsx';
 import { momentOf, wholeRange } from './timeline-view.ts';
 
@@ -51,6 +54,8 @@ function Shown(props: { job: Job; points: JobPoints; reload: () => void }) {
   const { mayOperate } = useUser();
   const nowMs = useNow();
   const [cursorMs, setCursor] = useState<number | null>(null);
+  const { sources } = useLive();
+  const [recovering, setRecovering] = useState<'test' | 'failover' | null>(null);
   const [labelling, setLabelling] = useState(false);
   const whole = wholeRange(points, nowMs);
   const { history } = points;
@@ -105,12 +110,39 @@ function Shown(props: { job: Job; points: JobPoints; reload: () => void }) {
           >
             Label this moment
           </Button>
+          <Button
+            variant="secondary"
+            id="test-moment-button"
+            isDisabled={chosenMs === null || Boolean(job.failoverId)}
+            onClick={() => setRecovering('test')}
+          >
+            Test this moment…
+          </Button>
+          <Button
+            variant="secondary"
+            id="failover-moment-button"
+            isDisabled={chosenMs === null || Boolean(job.failoverId)}
+            onClick={() => setRecovering('failover')}
+          >
+            Fail over to this moment…
+          </Button>
         </Flex>
       )}
       {points.labels.length > 0 && (
         <Labels job={job} points={points} mayAct={mayOperate} reload={reload} choose={setCursor} />
       )}
       <JournalCheckPart job={job} mayAct={mayOperate} />
+      {recovering === 'test' && (
+        <TestDialog job={job} atMs={chosenMs} close={() => setRecovering(null)} />
+      )}
+      {recovering === 'failover' && (
+        <FailoverDialog
+          job={job}
+          source={sources.get(job.sourceId)}
+          atMs={chosenMs}
+          close={() => setRecovering(null)}
+        />
+      )}
       {labelling && chosenMs !== null && (
         <LabelDialog
           job={job}

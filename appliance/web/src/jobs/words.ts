@@ -168,7 +168,24 @@ function describeReplicaVm(vm: NonNullable<Failover['replicaVm']>): JobWords {
 }
 
 /** A failover's state as a person reads it. */
-export function describeFailover(failover: Pick<Failover, 'state' | 'replicaVm'>): JobWords {
+/** A test in words: its verdict counts, not that it was taken down. */
+function describeTest({ state, test }: Pick<Failover, 'state' | 'test'>): JobWords {
+  const verdict = test?.verdict;
+  if (verdict?.passed) {
+    return state.name === 'completed'
+      ? { label: 'Passed, VM kept', tone: 'good', reason: verdict.words }
+      : { label: 'Passed', tone: 'good', reason: verdict.words };
+  }
+  if (verdict) return { label: 'Not passed', tone: 'bad', reason: verdict.words };
+  return state.name === 'running'
+    ? { label: 'Under way', tone: 'busy' }
+    : { label: 'Ended', tone: 'neutral', reason: 'It was ended before there was a verdict.' };
+}
+
+export function describeFailover(
+  failover: Pick<Failover, 'state' | 'replicaVm'> & Partial<Pick<Failover, 'test'>>,
+): JobWords {
+  if (failover.test) return describeTest({ state: failover.state, test: failover.test });
   const { state, replicaVm } = failover;
   switch (state.name) {
     case 'running':

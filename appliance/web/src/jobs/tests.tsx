@@ -1,0 +1,167 @@
+/** Test failovers of a job: the dialog that begins one, the last results, the schedule. */
+import {
+  Button,
+  Card,
+  CardBody,
+  CardTitle,
+  Flex,
+  Form,
+  FormGroup,
+  FormSelect,
+  FormSelectOption,
+} from '@patternfly/react-core';
+import { Table, Tbody, Td, Th, Thead, Tr } from '@patternfly/react-table';
+import { useState } from 'react';
+import { Link, useNavigate } from 'react-router';
+import type { Job, JobSettingsPatch } from '../../../api/schema.ts';
+import { api } from '../api/client.ts';
+import { learn, useLive } from '../api/live.ts';
+import { ConfirmDialog } from '../parts/confirm.tsx';
+import { StateLabel, When } from '../parts/parts.tsx';
+import { chosenMoment, chosenPoint } from './chosen-point.ts';
+import { PointChoice } from './point-choice.tsx';
+import { describeFailover } from './words.ts';
+
+type TestEvery = NonNullable<JobSettingsPatch['testEvery']>;
+const EVERY: Record<TestEvery, string> = {
+  off: 'No schedule',
+  daily: 'Every day',
+  weekly: 'Every Sunday',
+  monthly: 'On the first of every month',
+};
+const KEPT: [number, string][] = [
+  [0, 'Until its verdict'],
+  [15, '15 minutes longer'],
+  [60, '1 hour longer'],
+  [480, '8 hours longer'],
+];
+const SHOWN = 5;
+
+export function TestDialog(props: { job: Job; atMs: number | null; close: () => void }) {
+  const { job } = props;
+  const navigate = useNavigate();
+  const [chosen, setChosen] = useState(() => chosenPoint(props.atMs, Date.now()));
+  const [keepMinutes, setKeepMinutes] = useState(0);
+  const point = chosenMoment(chosen);
+  return (
+    <ConfirmDialog
+      id="test-dialog"
+      title={`Test the failover of ${job.sourceName}`}
+      submit="Start the test"
+      wide
+      blocked={point === null}
+      close={props.close}
+      act={async () => {
+        const test = await api.testFailover(job.jobId, { point: point ?? undefined, keepMinutes });
+        learn.newFailover(test);
+        navigate(`/failovers/${test.failoverId}`);
+      }}
+    >
+      <Form onSubmit={(event) => event.preventDefault()}>
+        <p>
+          A VM of its own is started on an isolated network. The source server and the replication
+          are not touched, and nothing is left behind.
+        </p>
+        <PointChoice job={job} chosen={chosen} set={setChosen} />
+        <FormGroup label="Keep the VM" fieldId="test-keep">
+          <FormSelect
+            id="test-keep"
+            value={keepMinutes}
+            onChange={(_event, value) => setKeepMinutes(Number(value))}
+          >
+            {KEPT.map(([minutes, label]) => (
+              <FormSelectOption key={minutes} value={minutes} label={label} />
+            ))}
+          </FormSelect>
+        </FormGroup>
+      </Form>
+    </ConfirmDialog>
+  );
+}
+
+export function TestsCard(props: { job: Job; mayTest: boolean; test: () => void }) {
+  const { job } = props;
+  const { failovers } = useLive();
+  const tests = [...failovers.values()]
+    .filter(({ jobId, kind }) => jobId === job.jobId && kind === 'test')
+    .sort((a, b) => b.startedAt.localeCompare(a.startedAt));
+  return (
+    <Card id="job-tests">
+      <CardTitle component="h2">
+        <Flex
+          justifyContent={{ default: 'justifyContentSpaceBetween' }}
+          alignItems={{ default: 'alignItemsCenter' }}
+        >
+          Test failovers
+          {props.mayTest && (
+            <Button variant="secondary" id="test-button" onClick={props.test}>
+              Test failover…
+            </Button>
+          )}
+        </Flex>
+      </CardTitle>
+      <CardBody className="und-stack">
+        <p className="und-quiet" id="job-tests-schedule">
+          {EVERY[job.settings.testEvery ?? 'off']}
+          {(job.settings.testEvery ?? 'off') !== 'off' && ', at 03:00 UTC'}.
+        </p>
+        {tests.length > 0 && (
+          <Table variant="compact" aria-label="Test failovers" borders={false}>
+            <Thead>
+              <Tr>
+                <Th width={25}>Began</Th>
+                <Th width={30}>Verdict</Th>
+                <Th width={25}>Point</Th>
+                <Th width={20}>Report</Th>
+              </Tr>
+            </Thead>
+            <Tbody>
+              {tests.slice(0, SHOWN).map((test) => {
+                const words = describeFailover(test);
+                return (
+                  <Tr key={test.failoverId} data-testid="job-test-row">
+                    <Td dataLabel="Began">
+                      <Link to={`/failovers/${test.failoverId}`}>
+                        <When at={test.startedAt} />
+                      </Link>
+                    </Td>
+                    <Td dataLabel="Verdict">
+                      <StateLabel tone={words.tone} state={test.state.name}>
+                        {words.label}
+                      </StateLabel>
+                    </Td>
+                    <Td dataLabel="Point">
+                      <When at={test.point.sourceTime} absent="not chosen yet" />
+                    </Td>
+                    <Td dataLabel="Report">
+                      <a href={api.reportUrl(test.failoverId)} target="_blank" rel="noreferrer">
+                        Report
+                      </a>
+                    </Td>
+                  </Tr>
+                );
+              })}
+            </Tbody>
+          </Table>
+        )}
+      </CardBody>
+    </Card>
+  );
+}
+
+/** The schedule, as a field of the job's settings. */
+export function TestField(props: { every: TestEvery; set: (every: TestEvery) => void }) {
+  return (
+    <FormGroup label="Test failovers" fieldId="test-schedule">
+      <FormSelect
+        id="test-schedule"
+        value={props.every}
+        onChange={(_event, value) => props.set(value as TestEvery)}
+      >
+        {Object.entries(EVERY).map(([every, label]) => (
+          <FormSelectOption key={every} value={every} label={label} />
+        ))}
+      </FormSelect>
+    </FormGroup>
+  );
+}
