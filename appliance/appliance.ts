@@ -70,7 +70,7 @@ export interface Outside {
   preparer: GuestPreparer;
   failover?: Pick<
     FailoverEngineOptions,
-    'prover' | 'locate' | 'flushDevice' | 'retryDelayMs' | 'watchMs'
+    'prover' | 'probe' | 'locate' | 'flushDevice' | 'retryDelayMs' | 'watchMs'
   >;
   passwordCost?: PasswordCost;
   poolPollMs?: number;
@@ -319,6 +319,7 @@ export async function startAppliance(
       start: (jobId, request) =>
         failoverEngine().start(jobId, request.confirm, {
           plan: handoverPlan(request, jobs.get(jobId).settings),
+          evenIfAlive: request.evenIfAlive,
           wanted: request.point === 'newest' ? null : request.point,
         }),
       startTest: (jobId, { point = 'newest', keepMinutes = 0 }) =>

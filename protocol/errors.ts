@@ -319,6 +319,11 @@ export const ERRORS = {
     hint: 'Wait until that failover has ended.',
     httpStatus: 409,
   },
+  UND_FAILOVER_SOURCE_ALIVE: {
+    message: '{source} still answers: {evidence}. Its replica was not powered on beside it.',
+    hint: 'Power the source server off, or fail over as planned, which does that. If something else has its address now, or two servers can do no harm, confirm that the replica is to run all the same.',
+    httpStatus: 409,
+  },
   UND_FAILOVER_STATE: {
     message: 'Failover {failover} is {state}: it cannot be {act}.',
     hint: "Look at the failover's present state.",
@@ -560,6 +565,12 @@ export const ERRORS = {
   UND_JOB_STATE: {
     message: 'Job {job} is {state}: it cannot be {act}.',
     hint: "Wait until the job's state allows it.",
+    httpStatus: 409,
+  },
+  UND_JOB_DISK_USED: {
+    message:
+      'VM {vm} runs on replica disk {disk} of job {job}: the job has stopped, nothing is applied under it.',
+    hint: 'Power that VM off and take the disk from it, then resume the job: the disks are compared with the source. To run a replica, fail over.',
     httpStatus: 409,
   },
   UND_JOB_TAINTED: {

@@ -629,6 +629,11 @@ export const FailoverRequest = Type.Object({
   kind: Type.Union([Type.Literal('unplanned'), Type.Literal('planned')]),
   confirm: Type.String({ description: "the replica's name, typed by the person" }),
   point: Type.Optional(WantedPoint),
+  evenIfAlive: Type.Optional(
+    Type.Boolean({
+      description: 'power the replica on although the source still answers on its address',
+    }),
+  ),
   stopUnits: Type.Optional(StopUnits),
   powerOff: Type.Optional(
     Type.Boolean({

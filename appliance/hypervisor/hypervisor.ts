@@ -146,6 +146,12 @@ export interface Hypervisor {
    */
   setAutostart(vm: string, on: boolean): Promise<void>;
 
+  /**
+   * The running VMs, whoever's they are but the appliance, that have one of these disks open, as it is or below an
+   * overlay of theirs. Disks that are not there are passed over.
+   */
+  diskUsers(disks: readonly DiskRef[]): Promise<{ vm: string; disk: DiskRef }[]>;
+
   /** The appliance's own VM and those that it defined. */
   listVms(): Promise<VmRef[]>;
 

@@ -93,7 +93,11 @@ export class JobActor {
       setImages: (images) => {
         for (const [diskId, replica] of images) this.#putDisk(diskId, { replica });
       },
-      mayMerge: () => this.row.phase.name === 'active' && this.#disksOpen && !this.#closed,
+      mayMerge: () =>
+        this.row.phase.name === 'active' &&
+        !this.row.phase.tainted &&
+        this.#disksOpen &&
+        !this.#closed,
       everyMs: () => (this.row.settings.checkpointMinutes ?? CHECKPOINT_MINUTES) * 60_000,
       // A failover's own layers are as small, and it is not to fail for a pool that is nearly full.
       refusal: () => (this.row.phase.name === 'active' ? this.#poolLow : null),
@@ -180,6 +184,8 @@ export class JobActor {
       const { phase } = this.row;
       if (phase.name === 'creating' || phase.name === 'deleting') {
         this.#advance({ type: 'retried' }, 'resumed');
+      } else if (phase.name === 'active' && phase.tainted) {
+        await this.#untaint(phase.tainted);
       } else {
         this.#advance({ type: 'resumed' }, 'resumed');
         const faulty = this.#stream?.state().phase;
@@ -482,6 +488,7 @@ export class JobActor {
         // The stream first: what the agent has goes into the journal while the disks are still being attached.
         await this.#openStream(false);
         this.sessionChanged();
+        if (this.row.phase.tainted) return;
         if (!this.#disksOpen) await this.#refuseTainted();
         await this.#openDisks();
         return;
@@ -513,6 +520,44 @@ export class JobActor {
     if (found.state !== 'absent') {
       throw undError('UND_JOB_TAINTED', { vm: replicaName, job: replicaName });
     }
+  }
+
+  /** What a foreign VM must not have open; empty while there is nothing to look after. */
+  watchedDisks(): DiskRef[] {
+    if (this.row.phase.name !== 'active' || this.#c.ownedByFailover()) return [];
+    return this.row.disks.flatMap(({ replica }) => (replica ? [replica] : []));
+  }
+
+  /**
+   * A running VM has one of the replica disks open: from now on, over restarts, nothing is applied to them and no frame is
+   * taken. What the VM has written is not known, so only a comparison goes on from here.
+   */
+  diskUsed({ vm, disk }: { vm: string; disk: DiskRef }): Promise<void> {
+    return this.#inTurn(async () => {
+      const { phase } = this.row;
+      const mine = this.watchedDisks().some(({ path }) => path === disk.path);
+      // A checkpoint or failover may have come between the look and now.
+      if (!mine || (phase.name === 'active' && phase.tainted)) return;
+      const job = this.row.settings.replicaName;
+      const error = undError('UND_JOB_DISK_USED', { vm, disk: disk.name, job });
+      this.#advance({ type: 'tainted', error: error.toJSON() }, 'stopped');
+      this.#report(error);
+      await this.#stream?.pauseApply(error.message);
+      await this.#stream?.stopIntake(error.message);
+    });
+  }
+
+  /** @throws UND_JOB_DISK_USED while it is still so */
+  async #untaint({ message }: SerialisedError): Promise<void> {
+    const [user] = await this.#hypervisor.diskUsers(this.watchedDisks());
+    if (user) {
+      const job = this.row.settings.replicaName;
+      throw undError('UND_JOB_DISK_USED', { vm: user.vm, disk: user.disk.name, job });
+    }
+    const stream = await this.#openStream(false);
+    // Durable before the job goes on.
+    await stream.restart(`after: ${message}`);
+    this.#advance({ type: 'resumed' }, 'resumed');
   }
 
   async #createVolumes(): Promise<void> {
@@ -574,6 +619,7 @@ export class JobActor {
     });
     const { phase } = this.row;
     if (phase.name === 'active' && phase.paused) await stream.stopIntake('paused by a person');
+    if (phase.name === 'active' && phase.tainted) await stream.stopIntake(phase.tainted.message);
     if (phase.name === 'failing-over' || phase.name === 'failed-over') {
       await stream.stopIntake('the source server is being failed over');
     }

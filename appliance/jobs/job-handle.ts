@@ -46,6 +46,7 @@ export function jobHandle(actor: JobActor, sources: SourceService): JobHandle {
           name: nic.name,
           mac: nic.mac,
           primary: nic.gateway !== null,
+          addresses: nic.addresses,
         })),
         sourceOnline: actor.isOnline,
         lagMs: view?.lagMs ?? null,

@@ -73,6 +73,8 @@ export class JobService {
     const poll = () => {
       this.#pollPools()
         .catch((error) => this.#o.log.warn({ err: error }, 'the storage pools could not be read'))
+        .then(() => this.#pollDiskUsers())
+        .catch((error) => this.#o.log.warn({ err: error }, 'the VMs could not be read'))
         .then(() => this.#pollJournalDisk())
         .catch((error) => this.#o.log.warn({ err: error }, 'the journal disk could not be read'))
         .finally(() => {
@@ -294,6 +296,19 @@ export class JobService {
       if (!(await actor?.stream?.makeRoom())) continue;
       this.#o.log.warn({ jobId }, 'the journal disk runs short: the oldest history leaves');
       break;
+    }
+  }
+
+  /** A VM that somebody starts on a replica disk behind our back writes where we write. */
+  async #pollDiskUsers(): Promise<void> {
+    const watched = [...this.#actors.values()].flatMap((actor) =>
+      actor.watchedDisks().map((disk) => ({ actor, disk })),
+    );
+    if (watched.length === 0) return;
+    const users = await this.#o.host.hypervisor.diskUsers(watched.map(({ disk }) => disk));
+    for (const user of users) {
+      const found = watched.find(({ disk }) => disk.path === user.disk.path);
+      await found?.actor.diskUsed(user);
     }
   }
 

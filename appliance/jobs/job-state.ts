@@ -37,6 +37,7 @@ const iso = (ms: number | null): string | null => (ms === null ? null : new Date
  * | deleting     | else                             | deleting, with the step                  |
  * | failing-over |                                  | failing-over                             |
  * | failed-over  |                                  | failed-over                              |
+ * | active       | somebody else had the disks      | error                                    |
  * | active       | paused by a person               | paused                                   |
  * | active       | pool nearly full                 | paused, with the reason                  |
  * | active       | disks not attached, stream fault | error                                    |
@@ -59,6 +60,7 @@ export function jobState(row: Pick<JobRow, 'phase'>, live: LiveFacts): JobState 
     default:
       return phase satisfies never;
   }
+  if (phase.tainted) return { name: 'error', error: apiError(phase.tainted) };
   if (phase.paused) return { name: 'paused', reason: 'paused by a person' };
   if (live.poolLow) return { name: 'paused', reason: live.poolLow.message };
   if (live.problem) return { name: 'error', error: apiError(live.problem) };

@@ -11,7 +11,8 @@ export type JobPhase =
   /** Volumes are being made; `failed` when the last try failed and nobody tries on by itself. */
   | { name: 'creating'; failed: SerialisedError | null }
   /** Volumes exist; the stream takes frames unless a person paused it. */
-  | { name: 'active'; paused: boolean }
+  /** `tainted`: somebody else has written to the replica disks, or may have; over restarts, until a person resumes. */
+  | { name: 'active'; paused: boolean; tainted?: SerialisedError }
   | { name: 'failing-over'; failoverId: string }
   | { name: 'failed-over'; failoverId: string }
   | { name: 'deleting'; disks: 'keep' | 'delete'; failed: SerialisedError | null };
@@ -22,6 +23,7 @@ export type JobEvent =
   | { type: 'retried' }
   | { type: 'paused' }
   | { type: 'resumed' }
+  | { type: 'tainted'; error: SerialisedError }
   | { type: 'failover-started'; failoverId: string }
   /** Compensated or undone: the job replicates again. */
   | { type: 'failover-reverted'; failoverId: string }
@@ -40,7 +42,9 @@ export function nextPhase(phase: JobPhase, event: JobEvent): JobPhase | null {
       if (phase.name === 'creating') return { name: 'creating', failed: null };
       return phase.name === 'deleting' ? { ...phase, failed: null } : null;
     case 'paused':
-      return phase.name === 'active' ? { name: 'active', paused: true } : null;
+      return phase.name === 'active' ? { ...phase, paused: true } : null;
+    case 'tainted':
+      return phase.name === 'active' ? { ...phase, tainted: event.error } : null;
     case 'resumed':
       return phase.name === 'active' ? { name: 'active', paused: false } : null;
     case 'failover-started':

@@ -19,6 +19,7 @@ import {
   retryDelayMs,
   testIsOver,
 } from './planner.ts';
+import { type AddressProbe, probeAddresses } from './probe.ts';
 import { type BootProver, createBootProver } from './prove-boot.ts';
 import {
   type FailoverRecord,
@@ -43,6 +44,8 @@ export interface FailoverEngineOptions {
   /** Called after every change that a person can see; must not throw. */
   onChange?: (failover: Failover) => void;
   prover?: BootProver;
+  /** Default: ARP and TCP, from the appliance. */
+  probe?: AddressProbe;
   locate?: typeof locateDisk;
   flushDevice?: typeof flushDevice;
   now?: () => string;
@@ -245,7 +248,7 @@ export class FailoverEngine {
 
   /**
    * Begins a failover and returns at once; with a plan it is a planned one. `confirm` is the replica's name as a person
-   * typed it. A test of the job is ended first. Throws `UND_POINT_GONE`, `UND_AGENT_OFFLINE` (planned), `UND_FAILOVER_CONFIRM`, `UND_FAILOVER_RUNNING`, `UND_FAILOVER_NOT_READY`, `UND_HV_NAME_IN_USE`, and whatever
+   * typed it. A test of the job is ended first. Throws `UND_POINT_GONE`, `UND_FAILOVER_SOURCE_ALIVE`, `UND_AGENT_OFFLINE` (planned), `UND_FAILOVER_CONFIRM`, `UND_FAILOVER_RUNNING`, `UND_FAILOVER_NOT_READY`, `UND_HV_NAME_IN_USE`, and whatever
    * keeps it from asking the target host: nothing has been changed then.
    */
   async start(jobId: string, confirm: string, options: StartOptions = {}): Promise<Failover> {
@@ -282,7 +285,17 @@ export class FailoverEngine {
       if (await hypervisor.isNameTaken(description.replicaName)) {
         throw undError('UND_HV_NAME_IN_USE', { name: description.replicaName });
       }
-      const record = newRecord(description, applianceVm, this.#now(), { wanted, plan });
+      const record = newRecord(description, applianceVm, this.#now(), {
+        wanted,
+        plan,
+        evenIfAlive: options.evenIfAlive,
+      });
+      // Nothing has been changed yet; a planned one's source is still on, and is looked for when it is off.
+      const evidence =
+        !plan && record.probe?.length ? await this.#probe(record.probe, this.#stop.signal) : null;
+      if (evidence !== null) {
+        throw undError('UND_FAILOVER_SOURCE_ALIVE', { source: record.sourceName, evidence });
+      }
       await this.#save(record);
       this.#drive(record.failoverId);
       return this.#view(record);
@@ -350,6 +363,10 @@ export class FailoverEngine {
 
   #view(record: FailoverRecord): Failover {
     return toApi(record, this.#watch.of(record.failoverId));
+  }
+
+  get #probe(): AddressProbe {
+    return this.#options.probe ?? probeAddresses;
   }
 
   #record(failoverId: string): FailoverRecord {
@@ -550,6 +567,7 @@ export class FailoverEngine {
       job: await this.#options.job(record().jobId),
       preparer: this.#options.preparer,
       prover: this.#prover,
+      probe: this.#probe,
       locate: this.#options.locate ?? locateDisk,
       flushDevice: this.#options.flushDevice ?? flushDevice,
       now: () => this.#now(),

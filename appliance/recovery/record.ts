@@ -3,6 +3,7 @@ import { createHash, randomUUID } from 'node:crypto';
 import type { SerialisedError } from '../../protocol/errors.ts';
 import type { Failover, FailoverState, FailoverStep, FailoverStepName } from '../api/schema.ts';
 import type { DiskRef, Firmware } from '../hypervisor/hypervisor.ts';
+import { probed } from './probe.ts';
 import type { ReplicaSight } from './replica-watch.ts';
 import type {
   FinalPoint,
@@ -126,6 +127,8 @@ export interface FailoverRecord {
   final?: FinalPoint | null;
   /** The source was enrolled anew after its failover: it is a source like any other. */
   fenceLifted?: boolean;
+  /** Addresses on which nobody may answer when the replica is powered on. Absent or empty: nothing is looked at. */
+  probe?: string[];
   /** Saved before the source is told to power off or to be passive. */
   powerOffAsked?: boolean;
   /** Of a test failover. */
@@ -183,6 +186,8 @@ export interface StartOptions {
   plan?: HandoverPlan | null;
   /** The moment of the source to go back to; null or absent, and in a planned failover: the newest point. */
   wanted?: { sourceTime: string } | null;
+  /** A person knows that the source still answers on its address, and wants the replica all the same. */
+  evenIfAlive?: boolean;
 }
 
 const stepNames = (isOfMoment: boolean, isPlanned: boolean): FailoverStepName[] =>
@@ -194,7 +199,7 @@ export function newRecord(
   job: JobDescription,
   applianceVm: string,
   now: string,
-  { wanted = null, plan = null }: StartOptions = {},
+  { wanted = null, plan = null, evenIfAlive = false }: StartOptions = {},
   ids: { failoverId: string; vmUuid: string } = {
     failoverId: randomUUID(),
     vmUuid: randomUUID(),
@@ -210,6 +215,11 @@ export function newRecord(
     plan,
     final: null,
     powerOffAsked: false,
+    // One that stays on by its plan answers, of course.
+    probe:
+      evenIfAlive || plan?.powerOff === false
+        ? []
+        : probed(job.nics.flatMap(({ addresses = [] }) => addresses)),
     replicaName: job.replicaName,
     sourceName: job.sourceName,
     startedAt: now,
@@ -279,6 +289,8 @@ export function newTestRecord(
   return {
     ...record,
     kind: 'test',
+    // Its network is an isolated one.
+    probe: [],
     test: { trigger, keepMinutes, verdict: null, endsAt: null },
     replicaName: testName(job.replicaName),
     steps: waiting(TEST_STEP_NAMES.filter((name) => name !== 'replay' || wanted)),

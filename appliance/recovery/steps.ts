@@ -7,6 +7,7 @@ import { asUndError, undError } from '../../protocol/errors.ts';
 import type { FailoverStepName } from '../api/schema.ts';
 import { bySerial, findLeftover, readSnapshot, sameDisk } from '../checkpoints/snapshot.ts';
 import type { DiskRef, Hypervisor } from '../hypervisor/hypervisor.ts';
+import type { AddressProbe } from './probe.ts';
 import type { BootProver } from './prove-boot.ts';
 import { type FailoverRecord, layerName, type RecordDisk, vmDiskOrder } from './record.ts';
 import type { GuestPreparer, JobHandle } from './types.ts';
@@ -21,6 +22,7 @@ export interface StepContext {
   job: JobHandle;
   preparer: GuestPreparer;
   prover: BootProver;
+  probe: AddressProbe;
   /** The appliance's device for an attached disk; waits for it to appear. Throws `UND_FAILOVER_DEVICE_MISSING`. */
   locate(serial: string, signal: AbortSignal): Promise<string>;
   /** Writes back and drops what the appliance's kernel has cached of a device. */
@@ -641,8 +643,32 @@ const define: Step = {
   },
 };
 
+/** How long a server may take to power off. */
+const SILENCE_LIMIT_MS = 3 * 60_000;
+
+/** @throws UND_FAILOVER_SOURCE_ALIVE */
+async function requireSilence({ record, probe, detail, wait, signal }: StepContext): Promise<void> {
+  const addresses = record.probe ?? [];
+  if (addresses.length === 0) return;
+  // Only one that was told to power off is waited for.
+  const end = Date.now() + (record.plan ? SILENCE_LIMIT_MS : 0);
+  for (;;) {
+    detail(`looking whether ${record.sourceName} still answers on ${addresses.join(', ')}`);
+    const evidence = await probe(addresses, signal);
+    if (evidence === null) return;
+    if (Date.now() >= end) {
+      throw undError('UND_FAILOVER_SOURCE_ALIVE', { source: record.sourceName, evidence });
+    }
+    await wait(1_000);
+  }
+}
+
 const powerOn: Step = {
-  async run({ hypervisor, record }) {
+  async run(context) {
+    const { hypervisor, record } = context;
+    const isOn = (await ownVm(context))?.state.state === 'running';
+    // Once it runs, it is the replica that answers there.
+    if (!isOn) await requireSilence(context);
     await hypervisor.startVm(record.replicaName);
     return `${record.replicaName} is powered on`;
   },

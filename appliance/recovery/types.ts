@@ -23,6 +23,8 @@ export interface SourceNic {
   mac: string;
   /** True for the one with the default route. */
   primary: boolean;
+  /** Its addresses, `ADDRESS/BITS`, when the inventory was taken. */
+  addresses?: string[];
 }
 
 /** What a planned failover does on the source before it takes its place. */

@@ -2,7 +2,7 @@
  * The whole control path on stand-ins: a source is added and enrols by the real enrolment, its agent connects by mutual
  * TLS, is protected onto files, survives restarts of the appliance, and fails over.
  */
-import { readFile } from 'node:fs/promises';
+import { open, readFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import t from 'tap';
 import type {
@@ -414,6 +414,12 @@ t.test(
         kind: 'unplanned',
         confirm: 'web1-replica',
       });
+    lab.stillAnswers = '192.0.2.5 takes connections';
+    const alive = await start();
+    t.equal(alive.statusCode, 409);
+    t.match(alive.json(), { code: 'UND_FAILOVER_SOURCE_ALIVE', message: /192.0.2.5 takes/ });
+    await waitFor('protected');
+    lab.stillAnswers = null;
     const both = await Promise.all([start(), start()]);
     t.same(both.map(({ statusCode }) => statusCode).sort(), [202, 409]);
     const failoverId = both.find(({ statusCode }) => statusCode === 202)!.json().failoverId;
@@ -450,6 +456,41 @@ t.test(
     await untilSame();
   },
 );
+
+// Red when only opening the disks looks for other users of them.
+t.test('a VM that somebody starts on a replica disk stops the job until it is gone', async (t) => {
+  const [disk] = (await job()).disks;
+  const path = disk!.replicaPath!;
+  const spec = {
+    name: 'by-hand',
+    disks: [{ disk: { pool: 'default', name: basename(path), path } }],
+  };
+  lab.host.vms.set('by-hand', { spec: spec as never, running: false });
+  await new Promise((resolve) => setTimeout(resolve, 300));
+  t.equal((await stateOf()).name, 'protected', 'one that is off does no harm');
+
+  lab.host.vms.get('by-hand')!.running = true;
+  await until('the job to stop', async () => (await stateOf()).name === 'error');
+  t.match(await stateOf(), { error: { code: 'UND_JOB_DISK_USED', message: /by-hand runs on/ } });
+  const before = await readFile(path);
+  await web1.kernel.write(0, 2 * MIB, Buffer.alloc(MIB, 't'));
+  const early = await lab.inject('POST', `/api/jobs/${jobId}/resume`);
+  t.match(early.json(), { code: 'UND_JOB_DISK_USED' }, 'it still runs');
+  await lab.restart();
+  t.match(await stateOf(), { error: { code: 'UND_JOB_DISK_USED' } }, 'also after a restart');
+  t.ok(before.equals(await readFile(path)), 'nothing was applied under it');
+
+  // It wrote something, and is gone.
+  const file = await open(path, 'r+');
+  await file.write(Buffer.alloc(4096, 'X'), 0, 4096, 0);
+  await file.close();
+  lab.host.vms.delete('by-hand');
+  t.match(await stateOf(), { name: 'error' }, 'a person has to look first');
+  await lab.call('POST', `/api/jobs/${jobId}/resume`);
+  await untilSame();
+  await waitFor('protected');
+  t.match((await job()).disks[0]!.mirror, { kind: 'difference', reason: /by-hand runs on/ });
+});
 
 /**
  * A database that commits row after row while its service runs: a row counts once it is on the disk.
@@ -491,6 +532,10 @@ t.test(
     await waitFor('protected');
     t.equal(web1.systemd.state('postgresql.service'), 'active');
 
+    // Red when the replica is powered on beside a server that is still shutting down.
+    lab.stillAnswers = '192.0.2.5 is answered for by 52:54:00:00:00:01';
+    const powerOn = async (id: string) =>
+      (await failover(id)).steps.find(({ name }) => name === 'power-on')!;
     await until('some rows', () => ledger.rows() > 20);
     await lab.call('PATCH', `/api/jobs/${jobId}`, { stopUnits: ['postgresql.service'] });
     const { failoverId } = await lab.call<Failover>(
@@ -500,6 +545,12 @@ t.test(
     );
     await until('the services to be stopped', () => web1.systemd.acts().length > 0);
     await lab.restart();
+    await until(
+      'the replica to wait for the silence of the source',
+      async () => (await powerOn(failoverId)).state === 'running',
+    );
+    t.equal(lab.host.vms.get('web1-replica')!.running, false);
+    lab.stillAnswers = null;
     await ended(failoverId, 'completed');
     await ledger.ended;
     t.same(web1.systemd.acts(), ['stop postgresql.service', 'poweroff --no-wall']);
@@ -578,7 +629,15 @@ t.test('a failover whose step fails goes back; one that is committed ends the jo
   const made = await lab.call<Job>('POST', '/api/jobs', request({ replicaName: 'third' }));
   jobId = made.jobId;
   const start = () =>
-    lab.inject('POST', `/api/jobs/${jobId}/failover`, { kind: 'unplanned', confirm: 'third' });
+    lab.inject('POST', `/api/jobs/${jobId}/failover`, {
+      kind: 'unplanned',
+      confirm: 'third',
+      evenIfAlive: true,
+    });
+  lab.stillAnswers = 'somebody answers';
+  t.teardown(() => {
+    lab.stillAnswers = null;
+  });
   const ended = async (failoverId: string, name: string) => {
     await until(`the failover to be ${name}`, async () => {
       const { state } = await lab.call<Failover>('GET', `/api/failovers/${failoverId}`);

@@ -42,6 +42,9 @@ export { until };
 
 const VM = 'understudy-appliance';
 
+const isOn = (spec: VmSpec, { path }: DiskRef): boolean =>
+  spec.disks.some(({ disk }) => disk.path === path);
+
 /**
  * A host whose pool is a folder. An attached disk is its file, and stays that very file (inode) whatever layer it is
  * called: as a device node does, it goes on being open over a snapshot. An overlay has the full content of what is below
@@ -324,6 +327,13 @@ export class FolderHypervisor implements Hypervisor, DiskLocator {
   foreign = new Set<string>();
   autostart = new Set<string>();
 
+  async diskUsers(disks: readonly DiskRef[]): Promise<{ vm: string; disk: DiskRef }[]> {
+    this.#call('diskUsers');
+    return [...this.vms].flatMap(([vm, { spec, running }]) =>
+      running ? disks.filter((disk) => isOn(spec, disk)).map((disk) => ({ vm, disk })) : [],
+    );
+  }
+
   async isNameTaken(vm: string): Promise<boolean> {
     return vm === VM || this.vms.has(vm) || this.foreign.has(vm);
   }
@@ -534,6 +544,8 @@ export class Lab {
   address!: ApplianceAddress;
   cookie = '';
   restartsAsked = 0;
+  /** What a look at a source's addresses finds. */
+  stillAnswers: string | null = null;
   /** Replaced by tests that look at what the push does. */
   installer: SourceInstaller = {
     preflight: async (target) => ({
@@ -603,6 +615,7 @@ export class Lab {
         failover: {
           locate: async (serial) => (await this.host.find(serial))!,
           flushDevice: async () => {},
+          probe: async () => this.stillAnswers,
           prover: {
             prove: async () => ({
               kind: 'guest-agent',

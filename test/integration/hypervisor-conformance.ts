@@ -352,8 +352,13 @@ export function hypervisorConformance(fixture: () => Fixture, limitMs = 240_000)
     await hypervisor.setAutostart('conf-replica', true);
     t.equal(await hypervisor.consoleTail('conf-replica'), '');
     await t.rejects(hypervisor.screenshot('conf-replica'), code('VM_NOT_RUNNING'));
+    const nobody = { ...disk('conf-a'), name: 'understudy-nobody.qcow2' };
+    t.same(await hypervisor.diskUsers([disk('conf-a')]), [], 'one that is off uses nothing');
     await hypervisor.startVm('conf-replica');
     await hypervisor.startVm('conf-replica');
+    t.same(await hypervisor.diskUsers([nobody, disk('conf-a')]), [
+      { vm: 'conf-replica', disk: disk('conf-a') },
+    ]);
     await waitFor(
       'the boot sector to speak on the console',
       async () => (await hypervisor.consoleTail('conf-replica')).includes('REPLICA HAS BOOTED'),
@@ -421,6 +426,11 @@ export function hypervisorConformance(fixture: () => Fixture, limitMs = 240_000)
       nics: [{ network: isolatedNetwork, model: 'virtio', connected: false }],
     });
     await hypervisor.startVm('conf-fo');
+    t.same(
+      await hypervisor.diskUsers([disk('conf-a')]),
+      [{ vm: 'conf-fo', disk: disk('conf-a') }],
+      'below an overlay',
+    );
     t.same(await hypervisor.commitOverlay(overlay), disk('conf-a'));
     t.same((await hypervisor.listAttachedDisks('conf-fo'))[0]?.disk, disk('conf-a'));
     await hypervisor.stopVm('conf-fo', { force: true });

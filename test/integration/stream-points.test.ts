@@ -154,3 +154,62 @@ t.test(
     t.match(lab.stream.points().gaps().at(-1), { kind: 'repetition', fromSeq: cut[0] });
   },
 );
+
+// Red when the mark is placed before the flush, or when `untilDurable` looks at what was sent.
+t.test('a final mark that is durable has every write before it, and none behind it', async (t) => {
+  const lab = new StreamLab(t, [16 * MIB]);
+  const { kernel } = lab;
+  kernel.maxLatencyMs = 0;
+  // What lies in memory only reaches the disk by the flush.
+  lab.agentOptions.flush = () => kernel.write(0, 8 * MIB, Buffer.alloc(MIB, 'f'));
+  await lab.start();
+  lab.startAgent();
+  await lab.settled();
+  await lab.stream.stopIntake('a checkpoint is taken');
+  const checkpoint = await lab.stream.drainApply();
+  await copyFile(lab.replicaPath(0), join(lab.dir, 'checkpoint'));
+  lab.stream.startIntake();
+
+  lab.startWorkload(4, 32);
+  await until('some writes', () => lab.stream.state().durableSeq > checkpoint + 20);
+  lab.proxy.stalled = true;
+  await lab.stopWorkload();
+  const before = await readFile(kernel.paths[0]!);
+  const { seq, point } = await lab.agent!.stream.finalMark({
+    type: 'finalMark',
+    requestId: 'final-1',
+    jobId: 'job-1',
+    failoverId: 'failover-1',
+  });
+  t.match(point, { type: 'consistencyPoint', final: true });
+  const then = await readFile(kernel.paths[0]!);
+  t.notOk(then.equals(before), 'the flush wrote something');
+  let looks = 0;
+  let isDurable = false;
+  const durable = lab.stream
+    .untilDurable(seq!, () => void looks++)
+    .then(() => {
+      isDurable = true;
+    });
+  await kernel.write(0, 0, Buffer.alloc(MIB, 'x'));
+  await until('a second look', () => looks > 1);
+  t.notOk(isDurable, 'the link is stalled: the mark is in the window only');
+  t.ok(lab.stream.state().durableSeq < seq!);
+  lab.proxy.stalled = false;
+  await durable;
+  t.ok(lab.stream.state().durableSeq >= seq!);
+  // The source is powered off.
+  await lab.agent!.kill();
+  await lab.restartAppliance();
+  t.ok(lab.stream.points().isPoint(seq!));
+  const copy = join(lab.dir, 'copy');
+  await copyFile(join(lab.dir, 'checkpoint'), copy);
+  await replay(lab, copy, checkpoint + 1, seq!);
+  t.ok((await readFile(copy)).equals(then), 'to the byte');
+  await t.rejects(
+    lab.stream.untilDurable(Number.MAX_SAFE_INTEGER, () => {
+      throw new Error('given up');
+    }),
+    /given up/,
+  );
+});

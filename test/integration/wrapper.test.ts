@@ -128,6 +128,18 @@ t.test('what the driver sends is accepted', { timeout: 600_000 }, async (t) => {
   t.match(await ask({ verb: 'disk-detach', vm: APPLIANCE, serial: 'uevil' }), { ok: true });
 });
 
+t.test("somebody else's VM on one of our disks is named, and nothing more", async (t) => {
+  const name = 'understudy-theirs.qcow2';
+  const disks = [{ pool: POOL, name }];
+  t.same(await ask({ verb: 'disk-users', disks }), {
+    ok: true,
+    result: [{ vm: 'foreign', disk: { pool: POOL, name, path: image(name) } }],
+  });
+  const theirs = [{ pool: POOL, name: 'foreign.qcow2' }];
+  t.match(await ask({ verb: 'disk-users', disks: theirs }), refused, 'a disk that is not ours');
+  t.match(await ask({ verb: 'disk-users', disks: ['x'] }), refused);
+});
+
 t.test(
   'no shell: text, metacharacters, verbs that are not listed',
   { timeout: 600_000 },

@@ -377,7 +377,9 @@ function modelJob(world: World): JobHandle {
       firmware: 'bios',
       lagMs: 1500,
       recoverable: { ok: true },
-      nics: [{ name: 'ens3', mac: '52:54:00:aa:bb:cc', primary: true }],
+      nics: [
+        { name: 'ens3', mac: '52:54:00:aa:bb:cc', primary: true, addresses: ['192.0.2.5/24'] },
+      ],
       disks: disks.map((disk) => ({
         diskId: disk,
         sourceName: disk,
@@ -564,6 +566,7 @@ function modelEngine(world: World, options: Partial<FailoverEngineOptions> = {})
         return { kind: 'tcp', words: 'TCP port 22 answers', addresses: ['192.0.2.5'] };
       },
     },
+    probe: async () => null,
     // No waiting in the model; a way back never gives up, a lost answer is asked again.
     retryDelayMs: (code, attempt, _elapsed, direction) => {
       if (attempt > 20) throw new Error(`no end: ${code}`);
@@ -935,6 +938,30 @@ t.test(
     t.equal(world.records.size, 0);
   },
 );
+
+// Red without the look in power-on.
+t.test('the source comes back while its replica is being made: not two of them', async (t) => {
+  const world = new World();
+  const asked: string[] = [];
+  const engine = modelEngine(world, {
+    probe: async (addresses) => {
+      asked.push(addresses.join(' '));
+      return asked.length === 2 ? '192.0.2.5 takes connections' : null;
+    },
+  });
+  await engine.load();
+  const failover = await engine.settled((await engine.start(JOB, REPLICA)).failoverId);
+  t.same(asked, ['192.0.2.5', '192.0.2.5'], 'before it began, and before power-on');
+  t.match(failover.state, { name: 'failed', error: { code: 'UND_FAILOVER_SOURCE_ALIVE' } });
+  t.same(judge(world, failover), []);
+
+  const other = modelEngine(world, { probe: async () => '192.0.2.5 takes connections' });
+  await other.load();
+  t.equal(await codeOf(other.start(JOB, REPLICA)), 'UND_FAILOVER_SOURCE_ALIVE');
+  t.ok(world.job.intake, 'nothing has begun');
+  const { failoverId } = await other.start(JOB, REPLICA, { evenIfAlive: true });
+  t.equal((await other.settled(failoverId)).state.name, 'completed');
+});
 
 t.test('two troubles in one failover, in every pair of a sample', async (t) => {
   const places = await countPlaces(null);

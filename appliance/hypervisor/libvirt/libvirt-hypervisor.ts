@@ -298,6 +298,14 @@ export class LibvirtHypervisor implements Hypervisor {
     await this.#transport.call('vm-autostart', { vm: checkName('The VM', vm), on });
   }
 
+  async diskUsers(disks: readonly DiskRef[]): Promise<{ vm: string; disk: DiskRef }[]> {
+    const answer = await this.#transport.call('disk-users', { disks: disks.map(addressOf) });
+    return asList(answer).map((fields) => ({
+      vm: text(fields, 'vm'),
+      disk: asDiskRef(fields.disk),
+    }));
+  }
+
   async listVms(): Promise<VmRef[]> {
     return asList(await this.#transport.call('vm-list')).map((fields) => ({
       name: text(fields, 'name'),

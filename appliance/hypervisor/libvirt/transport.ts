@@ -27,6 +27,7 @@ export type Verb =
   | 'disk-create'
   | 'disk-overlay'
   | 'disk-info'
+  | 'disk-users'
   | 'disk-resize'
   | 'disk-delete'
   | 'disk-attach'

@@ -1,8 +1,8 @@
-import { Alert, DescriptionList, Form } from '@patternfly/react-core';
+import { Alert, Checkbox, DescriptionList, Form } from '@patternfly/react-core';
 import { useState } from 'react';
 import { useNavigate } from 'react-router';
 import type { Job, Source } from '../../../api/schema.ts';
-import { api } from '../api/client.ts';
+import { ApiFailure, api } from '../api/client.ts';
 import { learn, useLive } from '../api/live.ts';
 import { formatDuration } from '../format.ts';
 import { ConfirmDialog } from '../parts/confirm.tsx';
@@ -34,6 +34,9 @@ export function FailoverDialog(props: {
     units: (settings.stopUnits ?? []).join('\n'),
     powerOff: true,
   });
+  /** The appliance has found the old server on its address. */
+  const [answers, setAnswers] = useState(false);
+  const [evenIfAlive, setEvenIfAlive] = useState(false);
   const planned = sourceLives && fields.kind === 'planned';
   const [chosen, setChosen] = useState(() => chosenPoint(props.atMs ?? null, Date.now()));
   const point = planned ? 'newest' : chosenMoment(chosen);
@@ -52,12 +55,19 @@ export function FailoverDialog(props: {
       blocked={(planned && !units.ok) || point === null}
       close={props.close}
       act={async (confirm) => {
-        const failover = await api.failOver(
-          job.jobId,
-          planned && units.ok
-            ? { kind: 'planned', confirm, stopUnits: units.units, powerOff: fields.powerOff }
-            : { kind: 'unplanned', confirm, point: point ?? undefined },
-        );
+        const failover = await api
+          .failOver(
+            job.jobId,
+            planned && units.ok
+              ? { kind: 'planned', confirm, stopUnits: units.units, powerOff: fields.powerOff }
+              : { kind: 'unplanned', confirm, point: point ?? undefined, evenIfAlive },
+          )
+          .catch((error) => {
+            if (error instanceof ApiFailure && error.error.code === 'UND_FAILOVER_SOURCE_ALIVE') {
+              setAnswers(true);
+            }
+            throw error;
+          });
         learn.newFailover(failover);
         navigate(`/failovers/${failover.failoverId}`);
       }}
@@ -120,6 +130,15 @@ export function FailoverDialog(props: {
             An unplanned failover does not stop it: two servers with the same name and addresses
             would run. Power the source off first, unless you know that it cannot do harm.
           </Alert>
+        )}
+        {answers && !planned && (
+          <Checkbox
+            id="failover-even-if-alive"
+            label="Start the replica all the same"
+            description="Two servers with one address disturb each other and those who use them."
+            isChecked={evenIfAlive}
+            onChange={(_event, checked) => setEvenIfAlive(checked)}
+          />
         )}
         {incomplete && (
           <Alert
