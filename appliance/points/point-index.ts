@@ -298,6 +298,10 @@ export class PointIndex {
         Object.assign(last, span, { fromSeq, fromMs, ...start });
         if (last.name === 'gap' && crossable !== undefined) last.crossable = crossable;
       } else {
+        // The page before was closed in the gap: where it ends was not known yet.
+        if (last?.name === 'gap' && span.name === 'stretch') {
+          Object.assign(last, { toSeq: span.fromSeq - 1, toMs: span.fromMs });
+        }
         this.#spans.push({ ...span });
       }
     }
