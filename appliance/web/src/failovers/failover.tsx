@@ -282,9 +282,11 @@ export function FailoverPage() {
                     <Fact term="Proof of boot" id="failover-proof">
                       {state.name === 'completed'
                         ? state.proof
-                        : (failover.steps.find(
-                            (step) => step.name === 'prove-boot' && step.state === 'done',
-                          )?.detail ?? 'none yet')}
+                        : failover.test?.verdict?.passed
+                          ? failover.test.verdict.words
+                          : (failover.steps.find(
+                              (step) => step.name === 'prove-boot' && step.state === 'done',
+                            )?.detail ?? 'none yet')}
                     </Fact>
                     <Fact term="Addresses" id="failover-addresses">
                       {failover.addresses.join(', ') || 'none seen yet'}
