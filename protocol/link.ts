@@ -196,9 +196,11 @@ export class Link extends EventEmitter<LinkEvents> {
     this.#closed = { error };
     clearInterval(this.#silence);
     if (!this.#stream.destroyed) {
-      // end() lets a last message (refused, notice) out; destroy follows for a peer that does not read.
+      // end() lets a last message (refused, notice) out; destroy follows for a peer that does not read. The timer keeps
+      // the process alive: the socket does not, it is not read any more, and its server would never be closed.
       this.#stream.end();
-      setTimeout(() => this.#stream.destroy(), 1000).unref();
+      const timer = setTimeout(() => this.#stream.destroy(), 1000);
+      this.#stream.once('close', () => clearTimeout(timer));
     }
     this.emit('close', error);
   }

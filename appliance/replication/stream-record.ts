@@ -198,6 +198,13 @@ export function foldFrame(
         if (disk.index !== mark.disk) return disk;
         const { mirror } = disk;
         if (mirror.name === 'running' && mirror.run === mark.run) return disk;
+        // Asked for again although its end was on its way (the appliance died between): until it ends once more, what it
+        // reads may have been seen before its record came, so nothing is a point.
+        if (mirror.name === 'done' && disk.lastRun === mark.run) {
+          const { kind, reason, startBytes, endBytes, skippedBytes } = mirror;
+          const again = { kind, reason, run: mark.run, startBytes, endBytes, skippedBytes };
+          return { ...disk, mirror: { name: 'running', ...again, cursorBytes: endBytes } };
+        }
         // A run for what is no longer asked for (the need changed while it was on its way) is not begun.
         if (mirror.name !== 'needed' || mark.run <= disk.lastRun) return disk;
         if (mark.startBytes > mirror.startBytes || mark.endBytes < mirror.endBytes) return disk;

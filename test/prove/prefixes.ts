@@ -178,8 +178,9 @@ async function round(context: RoundContext): Promise<RoundResult> {
   context.teardown(() => live.close());
   const ringBytes = (disturbance === 'overflow' ? 16 : 128) * MIB;
   await live.start(ringBytes);
-  writers.holdBy(() => live.stream.state().lagBytes ?? 0, ringBytes / 4);
+  // Held writers would never fill the ring of an agent that stands still.
   if (disturbance === 'overflow') await live.overflow(() => writers.acts(100));
+  writers.holdBy(() => live.stream.state().lagBytes ?? 0, ringBytes / 4);
   const base = { image: join(lab.dir, 'base.img'), seq: 0 };
   base.seq = await live.keepBase(base.image);
   await writers.acts(acts >> 1);

@@ -227,6 +227,16 @@ t.test('dirty blocks are drained: of whole disks, and of others by their own run
   t.match(drained.disks[0]!.mirror, { kind: 'difference', startBytes: 0, endBytes: 150 });
 });
 
+t.test('a run that begins again behind its end is under way until it ends again', async (t) => {
+  const folded = new Folded([100]).begin(1).run(0, 1, 100);
+  t.ok(isWhole(folded.record));
+  const start = { type: 'mirrorStart', disk: 0, kind: 'full', reason: 'r' } as const;
+  folded.mark({ ...start, run: 1, startBytes: 0, endBytes: 100 });
+  t.notOk(isWhole(folded.record), 'no point in between');
+  folded.mark({ type: 'mirrorEnd', disk: 0, run: 1 });
+  t.ok(isWhole(folded.record), 'also when nothing was left to send');
+});
+
 t.test('dirty blocks or the whole disk', async (t) => {
   const disks = [
     { index: 0, sizeBytes: 100, dirtyBytes: 0 },
