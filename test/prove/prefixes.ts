@@ -3,8 +3,8 @@
  * journal and given to the file system, PostgreSQL and SQLite to recover.
  *
  * A round: one file system on a captured loop device; a PostgreSQL cluster, two SQLite databases and file churn at work
- * on it at once; the stream through both ends of the product, begun under load, in some rounds after an overflow, with its
- * link cut, or its agent killed; then some prefixes, judged. And prefixes without one of their newest frames, of which at
+ * on it at once; the stream through both ends of the product, begun under load, in some rounds with its link
+ * cut or its agent killed; then some prefixes, judged. And prefixes without one of their newest frames, of which at
  * least one must be found out, or the judging itself would be worth nothing.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
@@ -24,7 +24,7 @@ import { DOCUMENTS, openDatabase, SQLITE_MODES } from './prefixes/writer.ts';
 
 const DISK_MIB = 512;
 const TABLES = ['rows_a', 'rows_b'];
-const DISTURBANCES = ['none', 'link cut', 'agent killed', 'overflow'] as const;
+const DISTURBANCES = ['none', 'link cut', 'agent killed'] as const;
 /** Damaged prefixes that may pass unnoticed one after the other, because what was left out did not matter. */
 const DAMAGED_TRIES = 12;
 
@@ -176,10 +176,8 @@ async function round(context: RoundContext): Promise<RoundResult> {
 
   // The stream begins under load, and goes on under load behind the base.
   context.teardown(() => live.close());
-  const ringBytes = (disturbance === 'overflow' ? 16 : 128) * MIB;
+  const ringBytes = 128 * MIB;
   await live.start(ringBytes);
-  // Held writers would never fill the ring of an agent that stands still.
-  if (disturbance === 'overflow') await live.overflow(() => writers.acts(100));
   writers.holdBy(() => live.stream.state().lagBytes ?? 0, ringBytes / 4);
   const base = { image: join(lab.dir, 'base.img'), seq: 0 };
   base.seq = await live.keepBase(base.image);

@@ -76,19 +76,6 @@ export class LiveStream {
     await exit;
   }
 
-  /** Stop the agent for as long as the writers fill its ring; it finds its order lost when it goes on. */
-  async overflow(fill: () => Promise<void>): Promise<void> {
-    await this.whole();
-    for (let tries = 0; this.stream.state().consistent; tries++) {
-      if (tries === 5) throw new Error('the ring does not overflow');
-      this.#agent!.kill('SIGSTOP');
-      await fill();
-      this.#agent!.kill('SIGCONT');
-      // Everything from before the pause is durable: if order was lost in it, that is known.
-      await this.frames(200);
-    }
-  }
-
   async whole(): Promise<void> {
     await this.#until('the mirror to be done', () => this.stream.state().consistent);
   }
