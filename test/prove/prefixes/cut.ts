@@ -97,7 +97,8 @@ export class Cuttable {
     const disk = await ReplicaDisk.open(image);
     try {
       applier.resume(new Map([[0, disk]]));
-      await applier.drain(seq);
+      // The frame that is left out may be the last one: nothing would ever reach it.
+      await applier.drain(without === seq ? seq - 1 : seq);
     } finally {
       await applier.pause('the prefix is built');
       await disk.close();
