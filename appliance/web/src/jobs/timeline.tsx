@@ -262,7 +262,7 @@ export function Timeline(props: {
               tabIndex={0}
               role="button"
               aria-label={text}
-              onKeyDown={onEnter(fromMs)}
+              onKeyDown={onEnter((fromMs + toMs) / 2)}
               x={x(from)}
               y={BAR_TOP}
               width={Math.max(2, x(to) - x(from))}
