@@ -156,7 +156,10 @@ export class Checkpointer {
 
   /** Whether something rests on this checkpoint's layers, or on layers above them. */
   #isHeld(checkpointId: number): boolean {
-    return this.list().some((row) => row.checkpointId >= checkpointId && row.holders.length > 0);
+    // Asked of the store itself: a merge under a layer in use is not to hang on a cached list.
+    return this.#c.store
+      .list(this.#c.jobId)
+      .some((row) => row.checkpointId >= checkpointId && row.holders.length > 0);
   }
 
   /** One that was begun goes first: its lower point is given up already. */
