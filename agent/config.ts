@@ -201,10 +201,20 @@ export class AgentState {
   async passiveReason(): Promise<string | null> {
     try {
       const text = (await readFile(this.#file('passive'), 'utf8')).trim();
-      return text.slice(0, 500) || 'this machine is a replica';
+      return reasonIn(text).slice(0, 500) || 'this machine is a replica';
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null;
       throw error;
     }
+  }
+}
+
+/** A guest that was prepared for a failover has more beside its reason, as JSON; a person may have written a plain text. */
+function reasonIn(text: string): string {
+  try {
+    const value = JSON.parse(text) as { reason?: unknown };
+    return typeof value?.reason === 'string' ? value.reason : text;
+  } catch {
+    return text;
   }
 }

@@ -314,8 +314,9 @@ step(
       return now.state.name === 'online' && now.jobId === null ? now : undefined;
     });
     await drive.uninstall(page, source.sourceId, source.name);
+    // What the sample image itself has of that name stays.
     const find =
-      "sudo find / -xdev -iname '*understudy*' -not -iname '*understudy-writer*' -not -path '/usr/lib/understudy-writer/*' -not -path '/proc/*'; sudo ls /sys/fs/bpf; systemctl list-units --all 'understudy-agent*' --no-legend; pgrep -fa understudy-agent";
+      "sudo find / -xdev -iname '*understudy*' -not -iname '*understudy-writer*' -not -path '/usr/lib/understudy-writer/*' -not -path '/etc/initramfs-tools/conf.d/understudy' -not -path '/proc/*'; sudo ls /sys/fs/bpf; systemctl list-units --all 'understudy-agent*' --no-legend";
     const left = await until('the agent to be gone', 3 * MINUTE, async () => {
       const found = await lab.ssh(described.source.address, `${find}; true`);
       return found.trim() === '' ? found : undefined;
