@@ -9,7 +9,7 @@
  * file with ten named tests counts ten. A file that dies, prints no plan or runs no test counts as one failure.
  */
 import { spawn } from 'node:child_process';
-import { appendFileSync, createWriteStream, mkdirSync } from 'node:fs';
+import { appendFileSync, createWriteStream, mkdirSync, readFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { type FinalResults, Parser } from 'tap-parser';
@@ -22,6 +22,23 @@ const { values, positionals } = parseArgs({
     tally: { type: 'string' },
   },
 });
+
+/** What the log says of the assertions that failed, at most this many lines: what is read where only the output is kept. */
+const TOLD_LINES = 40;
+
+/** The failed assertions of a TAP text with their diagnostics; those of the tests around them say nothing more. */
+function failedAssertions(tap: string): string[] {
+  const lines = tap.split('\n');
+  const told: string[] = [];
+  for (let at = 0; at < lines.length; at++) {
+    if (!/^\s*not ok /.test(lines[at]!) || !/^\s*---/.test(lines[at + 1] ?? '')) continue;
+    const end = lines.findIndex((line, n) => n > at && /^\s*\.\.\.\s*$/.test(line));
+    told.push(
+      ...lines.slice(at, end < 0 ? undefined : end).filter((line) => !/^\s*---/.test(line)),
+    );
+  }
+  return told.slice(0, TOLD_LINES);
+}
 
 type Outcome = { passed: number; failed: number; skipped: number };
 
@@ -69,7 +86,13 @@ function runFile(file: string): Promise<Outcome> {
         `${mark} ${file}  ${tally.passed} passed${tally.skipped ? `, ${tally.skipped} skipped` : ''}  ${seconds} s`,
       );
       for (const name of failures) console.log(`     failed: ${name}   (see ${logFile})`);
-      resolve(tally);
+      if (failures.length > 0) {
+        log.on('close', () => {
+          for (const line of failedAssertions(readFileSync(logFile, 'utf8')))
+            console.log(`     ${line}`);
+          resolve(tally);
+        });
+      } else resolve(tally);
     });
   });
 }

@@ -30,7 +30,7 @@ import { Link } from '../../protocol/link.ts';
 export const MIB = 1024 * 1024;
 const BLOCK = 4096;
 
-export async function until(what: string, condition: () => unknown, limitMs = 30_000) {
+export async function until(what: string, condition: () => unknown, limitMs = 120_000) {
   const end = Date.now() + limitMs;
   while (!(await condition())) {
     if (Date.now() > end) throw new Error(`waited ${limitMs} ms for: ${what}`);
