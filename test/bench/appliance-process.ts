@@ -22,13 +22,18 @@ export interface ApplianceConfig {
   pem: string;
 }
 
+/** Everything durable is on the replica disks; begin to sample the lag; the answer to `sampled` is a Sampled. */
+export type PlainAsk = 'state' | 'drain' | 'sample' | 'sampled';
 export type ApplianceAsk =
-  | { ask: 'state' }
-  /** Everything durable is on the replica disks. */
-  | { ask: 'drain' }
-  /** Begin to sample the lag; the answer to `sampled` is a Sampled. */
-  | { ask: 'sample' }
-  | { ask: 'sampled' };
+  | { ask: PlainAsk }
+  /** Open the one replica disk and apply all that is durable; the answer is an Applied. */
+  | { ask: 'apply'; replicaPath: string };
+
+export interface Applied {
+  /** Until the last flush of the replica disk. */
+  seconds: number;
+  cpuSeconds: number;
+}
 
 export interface Sampled {
   /** Every 20 ms. */
@@ -86,15 +91,27 @@ let lagsMs: number[] = [];
 let ordered = 0;
 let samples = 0;
 let maxLagBytes = 0;
-process.on('message', async ({ id, ask }: { id: number } & ApplianceAsk) => {
-  let answer: unknown;
-  switch (ask) {
+const cpuSeconds = () => {
+  const { user, system } = process.cpuUsage();
+  return (user + system) / 1e6;
+};
+
+async function apply(replicaPath: string): Promise<Applied> {
+  const beganMs = performance.now();
+  const before = cpuSeconds();
+  await stream.reopenDisks(new Map([[config.disks[0]!.diskId, replicaPath]]));
+  await stream.drainApply();
+  return { seconds: (performance.now() - beganMs) / 1000, cpuSeconds: cpuSeconds() - before };
+}
+
+async function answerTo(asked: ApplianceAsk): Promise<unknown> {
+  switch (asked.ask) {
+    case 'apply':
+      return apply(asked.replicaPath);
     case 'state':
-      answer = stream.state();
-      break;
+      return stream.state();
     case 'drain':
-      answer = await stream.drainApply();
-      break;
+      return stream.drainApply();
     case 'sample':
       lagsMs = [];
       ordered = 0;
@@ -107,12 +124,17 @@ process.on('message', async ({ id, ask }: { id: number } & ApplianceAsk) => {
         samples++;
         if (mode.mode === 'ordered') ordered++;
       }, 20);
-      break;
+      return null;
     case 'sampled':
       clearInterval(sampler);
-      answer = { lagsMs, orderedShare: ordered / samples, maxLagBytes } satisfies Sampled;
-      break;
+      return { lagsMs, orderedShare: ordered / samples, maxLagBytes } satisfies Sampled;
   }
-  process.send!({ id, answer });
+}
+
+process.on('message', ({ id, ...asked }: { id: number } & ApplianceAsk) => {
+  answerTo(asked).then(
+    (answer) => process.send!({ id, answer }),
+    (error) => process.send!({ id, error: String(error) }),
+  );
 });
 process.on('disconnect', () => process.exit(0));

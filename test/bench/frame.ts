@@ -33,6 +33,8 @@ export interface RowInput {
 export interface BenchOptions {
   /** A tiny run that proves that the bench works; its figures mean nothing. */
   short: boolean;
+  /** A run of a few minutes, whose figures are worth something. Only for benches that have one. */
+  quick: boolean;
   /** As given on the command line behind `--set`. */
   set: Record<string, string>;
   /** What a person who waits wants to see. */
@@ -41,12 +43,17 @@ export interface BenchOptions {
 
 export interface Bench {
   summary: string;
+  hasQuick?: boolean;
   /** Rows come as soon as they are known, so that an interrupted run shows what it has. */
   run(options: BenchOptions): AsyncGenerator<Row>;
 }
 
 export interface Report {
   name: string;
+  /** When it began, ISO 8601. */
+  at: string;
+  /** As it was called. */
+  command: string;
   machine: { cpus: number; cpuModel: string; memoryBytes: number; kernel: string; node: string };
   rows: Row[];
 }

@@ -9,7 +9,8 @@ import { join } from 'node:path';
 import { unitText } from '../../agent/service/unit.ts';
 import type { StreamView } from '../../appliance/replication/replication-stream.ts';
 import type { AgentConfig } from './agent-process.ts';
-import type { ApplianceAsk, ApplianceConfig } from './appliance-process.ts';
+import { ApplianceEnd } from './appliance-end.ts';
+import type { ApplianceConfig, PlainAsk } from './appliance-process.ts';
 
 export const MIB = 1024 * 1024;
 const ROOT = join(import.meta.dirname, '../..');
@@ -40,6 +41,20 @@ export async function until(what: string, condition: () => unknown, limitMs = 12
 
 export const sleep = (ms: number): Promise<void> =>
   new Promise((resolve) => setTimeout(resolve, ms));
+
+/** A lab's own key and certificate for both ends, in `both.pem`. */
+export function makeKey(dir: string): string {
+  run(
+    'openssl',
+    ...['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes'],
+    ...['-subj', '/CN=bench', '-addext', 'subjectAltName=DNS:bench', '-days', '2'],
+    ...['-keyout', join(dir, 'key.pem'), '-out', join(dir, 'cert.pem')],
+  );
+  const pem = ['key.pem', 'cert.pem'].map((name) => fs.readFileSync(join(dir, name)));
+  const path = join(dir, 'both.pem');
+  fs.writeFileSync(path, Buffer.concat(pem), { mode: 0o600 });
+  return path;
+}
 
 /** Lines of the unit as a map; the last of a name wins. */
 const unit = (): Map<string, string> =>
@@ -77,11 +92,8 @@ export class BenchLab {
   readonly options: LabOptions;
   readonly #pinDir: string;
   #undo: Array<() => void> = [];
-  #appliance: ChildProcess | undefined;
+  #appliance: ApplianceEnd | undefined;
   #agent: ChildProcess | undefined;
-  #port = 0;
-  #nextAsk = 1;
-  #asked = new Map<number, (answer: unknown) => void>();
   readonly #onExit = () => this.#cleanUp();
 
   constructor(options: LabOptions) {
@@ -108,15 +120,7 @@ export class BenchLab {
     const replica = join(memory, 'replica.img');
     fs.writeFileSync(replica, '');
     fs.truncateSync(replica, this.sizeBytes);
-    // A lab's own key and certificate for both ends.
-    run(
-      'openssl',
-      ...['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes'],
-      ...['-subj', '/CN=bench', '-addext', 'subjectAltName=DNS:bench', '-days', '2'],
-      ...['-keyout', join(this.dir, 'key.pem'), '-out', join(this.dir, 'cert.pem')],
-    );
-    const pem = ['key.pem', 'cert.pem'].map((name) => fs.readFileSync(join(this.dir, name)));
-    fs.writeFileSync(join(this.dir, 'both.pem'), Buffer.concat(pem), { mode: 0o600 });
+    makeKey(this.dir);
     run('scripts/build-capture');
     run(
       'node_modules/.bin/esbuild',
@@ -152,37 +156,12 @@ export class BenchLab {
       journalBytes: 1024 * MIB,
       pem: join(this.dir, 'both.pem'),
     };
-    const appliance = this.#spawn(
-      [
-        ...(this.options.priority === 'unit' ? asUnit() : []),
-        process.execPath,
-        '--disable-warning=ExperimentalWarning',
-        ...(process.env.BENCH_PROF_APPLIANCE ? ['--cpu-prof', '--cpu-prof-dir=build/bench'] : []),
-        join(import.meta.dirname, 'appliance-process.ts'),
-      ],
-      { BENCH: JSON.stringify(config) },
-    );
-    this.#appliance = appliance;
-    await new Promise<void>((resolve, reject) => {
-      appliance.on('exit', () => reject(new Error('the appliance process ended')));
-      appliance.on('message', (message: { port?: number; id?: number; answer?: unknown }) => {
-        if (message.port !== undefined) {
-          this.#port = message.port;
-          resolve();
-        } else this.#asked.get(message.id!)?.(message.answer);
-      });
-    });
+    const words = this.options.priority === 'unit' ? asUnit() : [];
+    this.#appliance = await ApplianceEnd.start(config, words);
   }
 
-  ask<T>(ask: ApplianceAsk['ask']): Promise<T> {
-    const id = this.#nextAsk++;
-    return new Promise<T>((resolve) => {
-      this.#asked.set(id, (answer) => {
-        this.#asked.delete(id);
-        resolve(answer as T);
-      });
-      this.#appliance!.send({ id, ask });
-    });
+  ask<T>(ask: PlainAsk): Promise<T> {
+    return this.#appliance!.ask<T>({ ask });
   }
 
   state(): Promise<StreamView> {
@@ -192,7 +171,7 @@ export class BenchLab {
   /** Attach the capture and wait until the disk is protected. */
   async startAgent(): Promise<void> {
     const config: AgentConfig = {
-      port: this.#port,
+      port: this.#appliance!.port,
       pinDir: this.#pinDir,
       runDir: join(this.dir, 'memory/run'),
       helperPath: join(ROOT, 'build/capture/understudy-capture'),
@@ -241,7 +220,7 @@ export class BenchLab {
   }
 
   get appliancePid(): number {
-    return this.#appliance!.pid!;
+    return this.#appliance!.pid;
   }
 
   /** The capture helper, a child of the agent. */
@@ -264,18 +243,14 @@ export class BenchLab {
     await this.stopAgent();
     const appliance = this.#appliance;
     this.#appliance = undefined;
-    appliance?.removeAllListeners('exit');
-    if (appliance && appliance.exitCode === null) {
-      appliance.disconnect();
-      await once(appliance, 'exit');
-    }
+    await appliance?.stop();
     this.#cleanUp();
     process.off('exit', this.#onExit);
   }
 
   #cleanUp(): void {
     this.#agent?.kill('SIGKILL');
-    this.#appliance?.kill('SIGKILL');
+    this.#appliance?.kill();
     const attempt = (undo: () => void) => {
       try {
         undo();

@@ -44,6 +44,17 @@ t.test('scripts/bench capture prints a whole table', { skip: unable() }, async (
   t.same(left, []);
 });
 
+t.test('scripts/bench recovery prints a whole table', { skip: unable() }, async (t) => {
+  // Seen red with a journal that never acknowledges: nothing is measured then.
+  const report = await wholeTable(t, 'recovery', 12);
+  for (const what of ['in one piece', 'fio', 'depth 1']) {
+    t.ok(
+      report.rows.some(({ against }) => against?.what === what),
+      `compared with ${what}`,
+    );
+  }
+});
+
 t.test('a bench that does not exist is refused', { skip: unable() }, async (t) => {
   await t.rejects(run(script, ['no-such-bench']), { code: 2, stderr: /capture/ });
 });

@@ -35,6 +35,8 @@ t.test('quantiles', async (t) => {
 t.test('the table has a line for each row, and its notes below', async (t) => {
   const text = table({
     name: 'x',
+    at: '2026-01-01T00:00:00.000Z',
+    command: 'scripts/bench x',
     machine: { cpus: 2, cpuModel: 'm', memoryBytes: 2 ** 30, kernel: 'k', node: 'n' },
     rows: [
       row({

@@ -1,0 +1,185 @@
+/**
+ * What journal, checkpoints and recovery keep up with, and what they cost.
+ *
+ * - ingest: a stream over mutual TLS until it is acknowledged, which is durable in the journal, against what the
+ *   journal's disk takes in one piece; bytes as they cross the network and lie in the journal.
+ * - apply: that journal onto a block device until its last flush, against the very same writes by fio; bytes as the
+ *   source wrote them.
+ * - chain: reads, writes, opening and merging of a chain of checkpoints by its depth.
+ * The sides take turns, round by round, and medians are compared.
+ *
+ * --set parts=ingest,chain rounds=N medium=disk|memory totalMiB=N depths=1,16,64,256
+ */
+// apt: fio util-linux openssl qemu-utils qemu-system-common
+
+import { ApplianceEnd } from './appliance-end.ts';
+import type { Applied } from './appliance-process.ts';
+import { type Bench, type BenchOptions, median, type Row, row } from './frame.ts';
+import { type Medium, MIB, usage } from './lab.ts';
+import { type Made, MadeStream, makeFrames, type Shape } from './made-stream.ts';
+import { type ChainPlan, chainRows } from './qcow2-chain.ts';
+import { RecoveryLab, sameWrites, sequentialLimit } from './recovery-lab.ts';
+
+interface Plan {
+  parts: Set<string>;
+  medium: Medium;
+  rounds: number;
+  shapes: Array<Shape & { totalMiB: number }>;
+  chain: ChainPlan;
+}
+
+function planOf({ short, quick, set }: BenchOptions): Plan {
+  const by = <T>(full: T, middle: T, tiny: T): T => (short ? tiny : quick ? middle : full);
+  const medium = (set.medium ?? by('disk', 'disk', 'memory')) as Medium;
+  const totalMiB = Number(set.totalMiB ?? by(2048, 768, 24));
+  const depths = (set.depths ?? by('1,16,64,256', '1,16,256', '1,3')).split(',').map(Number);
+  return {
+    parts: new Set((set.parts ?? 'ingest,chain').split(',')),
+    medium,
+    rounds: Number(set.rounds ?? by(5, 3, 1)),
+    shapes: [
+      { words: '512k in order', writeBytes: 512 * 1024, order: 'sequential', totalMiB },
+      { words: '64k at random', writeBytes: 64 * 1024, order: 'random', totalMiB: totalMiB / 2 },
+      { words: '4k at random', writeBytes: 4096, order: 'random', totalMiB: totalMiB / 8 },
+    ],
+    chain: {
+      diskMiB: by(2048, 1024, 32),
+      clusters: by(256, 64, 4),
+      depths,
+      requests: by(20_000, 10_000, 100),
+      rounds: by(3, 1, 1),
+      merges: by(16, 8, 1),
+      direct: medium === 'disk',
+    },
+  };
+}
+
+interface Round {
+  limit: number;
+  ingest: number;
+  ingestCpuPerGB: number;
+  apply: number;
+  applyCpuPerGB: number;
+  fio: number;
+}
+
+const JOURNAL_BYTES = 64 * 1024 * MIB;
+
+async function ingestRound(
+  lab: RecoveryLab,
+  made: Made,
+  medium: Medium,
+  diskBytes: number,
+  peerFirst: boolean,
+): Promise<Round> {
+  const limitOf = () => sequentialLimit(lab.path('limit'), made.packedBytes, medium);
+  const disk = lab.loop(diskBytes, medium);
+  const jobDir = lab.path('job');
+  const limitBefore = peerFirst ? await limitOf() : 0;
+  const end = await ApplianceEnd.start({
+    jobDir,
+    disks: [
+      {
+        ...{ diskId: 'disk', index: 0, devicePath: '/dev/none', sizeBytes: diskBytes },
+        ...{ replicaPath: null, freshReplica: true },
+      },
+    ],
+    ringBytes: 0,
+    journalBytes: JOURNAL_BYTES,
+    pem: lab.pem,
+  });
+  try {
+    const stream = await MadeStream.open(end.port, lab.pem);
+    const cpuBefore = usage(end.pid).cpuSeconds;
+    const beganMs = performance.now();
+    for (const frame of made.frames) await stream.send(frame);
+    await stream.durable();
+    const ingestSeconds = (performance.now() - beganMs) / 1000;
+    const ingestCpu = usage(end.pid).cpuSeconds - cpuBefore;
+    stream.close();
+    const limit = limitBefore || (await limitOf());
+    const fioBefore = peerFirst ? await sameWrites(disk.dev, made.writes, lab.path('log')) : 0;
+    const { seconds, cpuSeconds } = await end.ask<Applied>({
+      ask: 'apply',
+      replicaPath: disk.dev,
+    });
+    const fio = fioBefore || (await sameWrites(disk.dev, made.writes, lab.path('log')));
+    return {
+      limit,
+      ingest: made.packedBytes / ingestSeconds,
+      ingestCpuPerGB: ingestCpu / (made.packedBytes / 1e9),
+      apply: made.sourceBytes / seconds,
+      applyCpuPerGB: cpuSeconds / (made.sourceBytes / 1e9),
+      fio: made.sourceBytes / fio,
+    };
+  } finally {
+    await end.stop();
+    disk.free();
+    lab.remove(jobDir);
+  }
+}
+
+async function* ingestRows(plan: Plan, { progress }: BenchOptions): AsyncGenerator<Row> {
+  const largest = Math.max(...plan.shapes.map(({ totalMiB }) => totalMiB));
+  const lab = new RecoveryLab(plan.medium, largest * 4 + 512);
+  try {
+    for (const shape of plan.shapes) {
+      const diskBytes = shape.totalMiB * MIB;
+      const made = await makeFrames(shape, diskBytes, diskBytes);
+      const rounds: Round[] = [];
+      for (let n = 0; n < plan.rounds; n++) {
+        const one = await ingestRound(lab, made, plan.medium, diskBytes, n % 2 === 0);
+        rounds.push(one);
+        const mb = (value: number) => (value / 1e6).toFixed(0);
+        progress(
+          `${shape.words}, round ${n + 1} of ${plan.rounds}: ingest ${mb(one.ingest)} of ${mb(one.limit)}, apply ${mb(one.apply)} of ${mb(one.fio)} MB/s`,
+        );
+      }
+      const of = (name: keyof Round) => median(rounds.map((one) => one[name]));
+      const spread = (a: keyof Round, b: keyof Round) => {
+        const ratios = rounds.map((one) => one[a] / one[b]);
+        return `ratios of the rounds ${Math.min(...ratios).toFixed(2)} to ${Math.max(...ratios).toFixed(2)}`;
+      };
+      const source = (made.sourceBytes / made.packedBytes).toFixed(1);
+      yield row({
+        figure: `${plan.medium}: ingest to durable ack, ${shape.words}`,
+        value: of('ingest') / 1e6,
+        unit: 'MB/s',
+        against: { what: 'in one piece', value: of('limit') / 1e6 },
+        goal: plan.medium === 'disk' ? { atLeast: 0.8 } : undefined,
+        note: `${spread('ingest', 'limit')}; ${of('ingestCpuPerGB').toFixed(1)} s of processor time per GB; one byte stands for ${source} of the source's`,
+      });
+      yield row({
+        figure: `${plan.medium}: apply, ${shape.words}`,
+        value: of('apply') / 1e6,
+        unit: 'MB/s',
+        against: { what: 'fio', value: of('fio') / 1e6 },
+        goal: plan.medium === 'disk' ? { atLeast: 0.7 } : undefined,
+        note: `${spread('apply', 'fio')}; ${of('applyCpuPerGB').toFixed(1)} s of processor time per GB`,
+      });
+    }
+  } finally {
+    lab.close();
+  }
+}
+
+async function* chainPart(plan: Plan, { progress }: BenchOptions): AsyncGenerator<Row> {
+  const lab = new RecoveryLab(plan.medium, plan.chain.diskMiB * 4 + 512);
+  try {
+    yield* chainRows(lab, plan.chain, progress);
+  } finally {
+    lab.close();
+  }
+}
+
+const bench: Bench = {
+  summary: 'what journal, checkpoints and recovery keep up with and cost',
+  hasQuick: true,
+  async *run(options) {
+    const plan = planOf(options);
+    if (plan.parts.has('ingest')) yield* ingestRows(plan, options);
+    if (plan.parts.has('chain')) yield* chainPart(plan, options);
+  },
+};
+
+export default bench;
