@@ -258,6 +258,14 @@ export async function startAppliance(
           tellJob(failover);
           events.jobChanged(failover.jobId);
         },
+        onAutoEnd: ({ failoverId, replicaName, autoEnd }, act) =>
+          audit.add({
+            who: 'appliance',
+            act: `failover.${act}`,
+            object: failoverId,
+            outcome: 'ok',
+            detail: `${replicaName}: by itself, ${autoEnd?.afterMinutes} minutes were over`,
+          }),
         ...outside.failover,
       })
     : null;
@@ -321,6 +329,7 @@ export async function startAppliance(
           plan: handoverPlan(request, jobs.get(jobId).settings),
           evenIfAlive: request.evenIfAlive,
           wanted: request.point === 'newest' ? null : request.point,
+          autoEnd: request.autoEnd,
         }),
       startTest: (jobId, { point = 'newest', keepMinutes = 0 }) =>
         failoverEngine().startTest(jobId, {
@@ -332,6 +341,7 @@ export async function startAppliance(
       report: (id) => failoverEngine().report(id),
       undo: (id, confirm) => failoverEngine().undo(id, confirm),
       commit: (id, confirm) => failoverEngine().commit(id, confirm),
+      setAutoEnd: (id, autoEnd) => failoverEngine().setAutoEnd(id, autoEnd),
       screenshot: (id) => failoverEngine().screenshot(id),
     },
     backup: new BackupService({

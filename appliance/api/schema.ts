@@ -625,6 +625,19 @@ const WantedPoint = Type.Union([Type.Literal('newest'), Type.Object({ sourceTime
   description:
     'what is recovered: the newest point, or the newest one at or before a moment; a planned failover is to the newest',
 });
+export const AutoEnd = Type.Object(
+  {
+    act: Type.Union([Type.Literal('commit'), Type.Literal('undo')]),
+    afterMinutes: Type.Integer({
+      minimum: 1,
+      maximum: 10_080,
+      description: 'from the end of the last step, or from now when that has been',
+    }),
+  },
+  { description: 'what the appliance does by itself with a completed failover' },
+);
+export type AutoEnd = Static<typeof AutoEnd>;
+export const AutoEndRequest = Type.Object({ autoEnd: Nullable(AutoEnd) });
 export const FailoverRequest = Type.Object({
   kind: Type.Union([Type.Literal('unplanned'), Type.Literal('planned')]),
   confirm: Type.String({ description: "the replica's name, typed by the person" }),
@@ -634,6 +647,7 @@ export const FailoverRequest = Type.Object({
       description: 'power the replica on although the source still answers on its address',
     }),
   ),
+  autoEnd: Type.Optional(Nullable(AutoEnd)),
   stopUnits: Type.Optional(StopUnits),
   powerOff: Type.Optional(
     Type.Boolean({
@@ -726,6 +740,21 @@ export const Failover = Type.Object({
         endsAt: Nullable(Iso),
       },
       { description: 'of a test failover; no verdict while it runs, and when it was ended before' },
+    ),
+  ),
+  autoEnd: Nullable(
+    Type.Object(
+      {
+        ...AutoEnd.properties,
+        at: Nullable(Iso),
+        heldBack: Nullable(
+          Type.String({ description: 'why it has not been done although its time has come' }),
+        ),
+      },
+      {
+        description:
+          'what is done by itself, or was: null once a person has decided; no time until the failover is completed',
+      },
     ),
   ),
   guestChanges: Type.Array(
@@ -847,6 +876,7 @@ export type ServerEvent = Static<typeof ServerEvent>;
  * GET    /api/failovers/:id            -> Failover
  * POST   /api/failovers/:id/undo       {confirm: string} -> Failover (202)
  * POST   /api/failovers/:id/commit     {confirm: string} -> Failover (202)
+ * POST   /api/failovers/:id/auto-end   AutoEndRequest -> Failover
  * POST   /api/failovers/:id/end-test   -> Failover (202)
  * GET    /api/failovers/:id/screenshot -> image/png
  * GET    /api/failovers/:id/report     -> text/html

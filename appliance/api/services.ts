@@ -8,7 +8,13 @@ import type { SourceService } from '../control/source-service.ts';
 import type { IdentityService } from '../identity/identity-service.ts';
 import type { JobService } from '../jobs/job-service.ts';
 import type { PointService } from '../jobs/point-service.ts';
-import type { Failover, FailoverRequest, SystemInfo, TestFailoverRequest } from './schema.ts';
+import type {
+  AutoEnd,
+  Failover,
+  FailoverRequest,
+  SystemInfo,
+  TestFailoverRequest,
+} from './schema.ts';
 
 /** What the routes need of the failover engine. */
 export interface FailoverControl {
@@ -25,6 +31,8 @@ export interface FailoverControl {
   report(failoverId: string): Promise<string>;
   undo(failoverId: string, confirm: string): Promise<Failover>;
   commit(failoverId: string, confirm: string): Promise<Failover>;
+  /** @throws UND_FAILOVER_STATE */
+  setAutoEnd(failoverId: string, autoEnd: AutoEnd | null): Promise<Failover>;
   /** A PNG. @throws UND_NOT_FOUND */
   screenshot(failoverId: string): Promise<Buffer>;
 }

@@ -6,18 +6,19 @@ import { readFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
 import { asUndError, undError } from '../../protocol/errors.ts';
-import type { Failover, FailoverStepName } from '../api/schema.ts';
+import type { AutoEnd, Failover, FailoverStepName } from '../api/schema.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import { type Fence, fenceOf } from './fence.ts';
 import { flushDevice, locateDisk } from './locate.ts';
 import {
   applyEvent,
+  dueEnd,
   type FailoverEvent,
   isActive,
   nextAction,
+  ownEnd,
   ownsDisks,
   retryDelayMs,
-  testIsOver,
 } from './planner.ts';
 import { type AddressProbe, probeAddresses } from './probe.ts';
 import { type BootProver, createBootProver } from './prove-boot.ts';
@@ -43,6 +44,8 @@ export interface FailoverEngineOptions {
   evidenceFolder: string;
   /** Called after every change that a person can see; must not throw. */
   onChange?: (failover: Failover) => void;
+  /** A completed failover is being ended because its time had come, on record already; must not throw. */
+  onAutoEnd?: (failover: Failover, act: AutoEnd['act']) => void;
   prover?: BootProver;
   /** Default: ARP and TCP, from the appliance. */
   probe?: AddressProbe;
@@ -63,7 +66,9 @@ export interface TestOptions {
   trigger: 'person' | 'schedule';
 }
 
-const LONGEST_TIMER_MS = 2 ** 31 - 1;
+/** Wall time may step while a timer counts: an end in the far future is looked at this often. */
+const LONGEST_TIMER_MS = 10 * 60_000;
+const HELD_BACK_MS = 10_000;
 
 export class FailoverEngine {
   readonly #options: FailoverEngineOptions;
@@ -76,7 +81,12 @@ export class FailoverEngine {
   readonly #ending = new Set<string>();
   /** Each ends the step that is under way of one test. */
   readonly #interrupts = new Map<string, AbortController>();
-  readonly #keeping = new Map<string, NodeJS.Timeout>();
+  /** Each looks again when a completed failover's own end has come. */
+  readonly #timers = new Map<string, NodeJS.Timeout>();
+  /** Why what is due by itself is not done, by failover. */
+  readonly #heldBack = new Map<string, string>();
+  /** Changes of one record, one after the other: two decisions at a time see each other. */
+  readonly #turns = new Map<string, Promise<unknown>>();
   readonly #stop = new AbortController();
   readonly #watch: ReplicaWatch;
 
@@ -111,8 +121,7 @@ export class FailoverEngine {
   resumeAll(): void {
     this.#watch.start();
     for (const record of this.#records.values()) {
-      const kept = record.kind === 'test' && record.phase.name === 'completed';
-      if (isActive(record.phase) || kept) this.#drive(record.failoverId);
+      if (isActive(record.phase) || ownEnd(record)) this.#drive(record.failoverId);
     }
   }
 
@@ -154,7 +163,7 @@ export class FailoverEngine {
   async liftFence(sourceId: string): Promise<void> {
     for (const record of this.#records.values()) {
       if (record.sourceId !== sourceId || record.phase.name !== 'committed') continue;
-      await this.#save({ ...record, fenceLifted: true });
+      await this.#update(record.failoverId, (current) => ({ ...current, fenceLifted: true }));
     }
   }
 
@@ -289,6 +298,7 @@ export class FailoverEngine {
         wanted,
         plan,
         evenIfAlive: options.evenIfAlive,
+        autoEnd: options.autoEnd,
       });
       // Nothing has been changed yet; a planned one's source is still on, and is looked for when it is off.
       const evidence =
@@ -311,14 +321,27 @@ export class FailoverEngine {
   async undo(failoverId: string, confirm: string): Promise<Failover> {
     const { kind, replicaName } = this.#record(failoverId);
     if (kind === 'test' && confirm === replicaName) return this.endTest(failoverId);
-    return this.#decide(failoverId, confirm, { type: 'undo-asked' }, 'undone');
+    return this.#decide(failoverId, confirm, { type: 'undo-asked', by: 'person' }, 'undone');
   }
 
   /**
    * Keeps the replica VM for good and ends the job's claim on its disks. Throws as `undo`.
    */
   commit(failoverId: string, confirm: string): Promise<Failover> {
-    return this.#decide(failoverId, confirm, { type: 'commit-asked' }, 'committed');
+    return this.#decide(failoverId, confirm, { type: 'commit-asked', by: 'person' }, 'committed');
+  }
+
+  /**
+   * Sets or (null) takes back what is done by itself with a failover that is under way or completed.
+   * Throws `UND_FAILOVER_NOT_FOUND`, `UND_FAILOVER_STATE`.
+   */
+  async setAutoEnd(failoverId: string, autoEnd: AutoEnd | null): Promise<Failover> {
+    const act = autoEnd ? 'ended by itself' : 'kept from ending by itself';
+    const next = await this.#ask(failoverId, { type: 'auto-end-set', autoEnd }, act);
+    this.#heldBack.delete(failoverId);
+    clearTimeout(this.#timers.get(failoverId));
+    this.#drive(failoverId);
+    return this.#view(next);
   }
 
   /** Resolves when the failover rests (or the engine was closed). */
@@ -332,7 +355,7 @@ export class FailoverEngine {
   async close(): Promise<void> {
     this.#stop.abort();
     this.#watch.close();
-    for (const timer of this.#keeping.values()) clearTimeout(timer);
+    for (const timer of this.#timers.values()) clearTimeout(timer);
     await Promise.all(this.#running.values());
   }
 
@@ -346,23 +369,27 @@ export class FailoverEngine {
     if (confirm !== record.replicaName) {
       throw undError('UND_FAILOVER_CONFIRM', { name: record.replicaName });
     }
-    const next = applyEvent(record, event, this.#now());
-    if (next === record) {
+    const next = await this.#ask(failoverId, event, act);
+    this.#drive(failoverId);
+    return this.#view(next);
+  }
+
+  /** A wish that does not fit the phase is refused. Throws `UND_FAILOVER_STATE`. */
+  #ask(failoverId: string, event: FailoverEvent, act: string): Promise<FailoverRecord> {
+    return this.#update(failoverId, (record) => {
+      const next = applyEvent(record, event, this.#now());
+      if (next !== record) return next;
       throw undError('UND_FAILOVER_STATE', {
         failover: record.replicaName,
         act,
         state: record.phase.name,
       });
-    }
-    // Set before the save, so that a second decision meets the first one.
-    this.#records.set(failoverId, next);
-    await this.#save(next);
-    this.#drive(failoverId);
-    return this.#view(next);
+    });
   }
 
   #view(record: FailoverRecord): Failover {
-    return toApi(record, this.#watch.of(record.failoverId));
+    const { failoverId } = record;
+    return toApi(record, this.#watch.of(failoverId), this.#heldBack.get(failoverId) ?? null);
   }
 
   get #probe(): AddressProbe {
@@ -385,8 +412,26 @@ export class FailoverEngine {
     this.#options.onChange?.(this.#view(record));
   }
 
-  #event(failoverId: string, event: FailoverEvent): Promise<void> {
-    return this.#save(applyEvent(this.#record(failoverId), event, this.#now()));
+  /** Changes what is on record, after all changes that were asked for before; returns what is saved. */
+  #update(
+    failoverId: string,
+    change: (record: FailoverRecord) => FailoverRecord,
+  ): Promise<FailoverRecord> {
+    const before = this.#turns.get(failoverId) ?? Promise.resolve();
+    const turn = before.then(async () => {
+      const next = change(this.#record(failoverId));
+      await this.#save(next);
+      return next;
+    });
+    this.#turns.set(
+      failoverId,
+      turn.catch(() => undefined),
+    );
+    return turn;
+  }
+
+  async #event(failoverId: string, event: FailoverEvent): Promise<FailoverRecord> {
+    return this.#update(failoverId, (record) => applyEvent(record, event, this.#now()));
   }
 
   #drive(failoverId: string): void {
@@ -405,43 +450,72 @@ export class FailoverEngine {
         this.#running.delete(failoverId);
         this.#interrupts.delete(failoverId);
         if (broken) return;
-        if (this.#ending.has(failoverId)) this.#drive(failoverId);
-        else this.#keepTest(failoverId);
+        // A decision may have come between the loop's last look and now.
+        const goesOn = this.#ending.has(failoverId) || isActive(this.#record(failoverId).phase);
+        if (goesOn) this.#drive(failoverId);
+        else this.#awaitEnd(failoverId);
       });
     this.#running.set(failoverId, run);
   }
 
-  /** A test that rests is taken down when its time is over. */
-  #keepTest(failoverId: string): void {
-    const { kind, phase, test } = this.#record(failoverId);
-    if (kind !== 'test' || phase.name !== 'completed' || this.#stop.signal.aborted) return;
-    const leftMs = Math.max(0, Date.parse(test?.endsAt ?? '') - Date.parse(this.#now())) || 0;
-    clearTimeout(this.#keeping.get(failoverId));
+  /** What rests and ends by itself is looked at when its time has come. */
+  #awaitEnd(failoverId: string): void {
+    const end = ownEnd(this.#record(failoverId));
+    clearTimeout(this.#timers.get(failoverId));
+    this.#timers.delete(failoverId);
+    if (!end || this.#stop.signal.aborted) return;
+    const leftMs = Math.max(0, Date.parse(end.at ?? '') - Date.parse(this.#now())) || 0;
     const timer = setTimeout(
-      () => {
-        this.#keeping.delete(failoverId);
-        this.#drive(failoverId);
-      },
-      Math.min(leftMs, LONGEST_TIMER_MS),
+      () => this.#drive(failoverId),
+      this.#heldBack.has(failoverId) ? HELD_BACK_MS : Math.min(leftMs, LONGEST_TIMER_MS),
     );
     timer.unref();
-    this.#keeping.set(failoverId, timer);
+    this.#timers.set(failoverId, timer);
   }
 
-  /** Whether a test goes on to be taken down: somebody asked for it, or its time is over. */
-  async #endsTest(failoverId: string): Promise<boolean> {
-    const asked = this.#ending.has(failoverId);
-    const record = this.#record(failoverId);
-    if (!asked && !testIsOver(record, this.#now())) return false;
-    await this.#event(failoverId, { type: 'undo-asked' });
-    // Only now: until it is on record, a failed save must not lose the wish.
-    this.#ending.delete(failoverId);
-    return true;
+  /** Whether it is ended without being told to by a person just now: a test that somebody ends, or its time is over. */
+  async #endsItself(failoverId: string): Promise<boolean> {
+    if (this.#ending.has(failoverId)) {
+      await this.#event(failoverId, { type: 'undo-asked', by: 'person' });
+      // Only now: until it is on record, a failed save must not lose the wish.
+      this.#ending.delete(failoverId);
+      return true;
+    }
+    const act = dueEnd(this.#record(failoverId), this.#now());
+    if (act === null || (await this.#holdsBack(failoverId, act))) return false;
+    // Asked again inside: the host took its time to answer, and a person may have decided meanwhile.
+    let ended = false;
+    const next = await this.#update(failoverId, (record) => {
+      if (dueEnd(record, this.#now()) !== act) return record;
+      ended = true;
+      return applyEvent(record, { type: `${act}-asked`, by: 'time' }, this.#now());
+    });
+    if (ended && next.kind !== 'test') this.#options.onAutoEnd?.(this.#view(next), act);
+    return ended;
+  }
+
+  /** Nothing makes a replica final by itself that does not run. */
+  async #holdsBack(failoverId: string, act: AutoEnd['act']): Promise<boolean> {
+    const before = this.#heldBack.get(failoverId);
+    this.#heldBack.delete(failoverId);
+    if (act === 'commit') {
+      const record = this.#record(failoverId);
+      const seen = await this.#options.hypervisor
+        .vmState(record.replicaName)
+        .catch((error) => asUndError(error));
+      if (!('state' in seen)) this.#heldBack.set(failoverId, seen.message);
+      else if (seen.state !== 'running') {
+        this.#heldBack.set(failoverId, `the replica VM is ${seen.state}`);
+      }
+    }
+    const now = this.#heldBack.get(failoverId);
+    if (now !== before) this.#options.onChange?.(this.#view(this.#record(failoverId)));
+    return now !== undefined;
   }
 
   async #loop(failoverId: string): Promise<void> {
     while (!this.#stop.signal.aborted) {
-      if (await this.#endsTest(failoverId)) continue;
+      if (await this.#endsItself(failoverId)) continue;
       const action = nextAction(this.#record(failoverId));
       switch (action.do) {
         case 'rest':
@@ -478,17 +552,15 @@ export class FailoverEngine {
       try {
         const context = await this.#context(failoverId, step, this.#interrupt(failoverId));
         const detail = await STEPS[step].run(context);
-        return await this.#event(failoverId, { type: 'step-done', step, detail });
+        await this.#event(failoverId, { type: 'step-done', step, detail });
+        return;
       } catch (error) {
         if (this.#stop.signal.aborted || this.#ending.has(failoverId)) return;
         const coded = asUndError(error);
         const delayMs = this.#retry(coded.code, attempt, Date.now() - began, 'forward');
         if (delayMs === null) {
-          return await this.#event(failoverId, {
-            type: 'step-failed',
-            step,
-            error: coded.toJSON(),
-          });
+          await this.#event(failoverId, { type: 'step-failed', step, error: coded.toJSON() });
+          return;
         }
         this.#detail(failoverId, step, `trying again: ${coded.message}`);
         if (!(await this.#wait(delayMs, this.#interrupt(failoverId)))) return;
@@ -558,7 +630,7 @@ export class FailoverEngine {
         return record();
       },
       save: async (change) => {
-        await this.#save({ ...record(), ...change(record()) });
+        await this.#update(failoverId, (current) => ({ ...current, ...change(current) }));
       },
       detail: (text) => {
         if (step) this.#detail(failoverId, step, text);

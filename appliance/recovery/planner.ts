@@ -8,6 +8,7 @@
  * | compensating | last step that began and is not compensated, from the back          | failed      |
  * | undoing      | the same                                                            | undone      |
  * | completed, of a test | undo, when it has been kept long enough                     | undone      |
+ * | completed    | commit or undo after a time, if that was asked for and nobody decided before |    |
  * | committing   | commit                                                              | committed   |
  * | others       | rest                                                                |             |
  *
@@ -15,7 +16,7 @@
  * each step begins by reading back what its former run achieved.
  */
 import type { SerialisedError } from '../../protocol/errors.ts';
-import type { FailoverStep, FailoverStepName } from '../api/schema.ts';
+import type { AutoEnd, FailoverStep, FailoverStepName } from '../api/schema.ts';
 import type { FailoverRecord, Phase } from './record.ts';
 
 export type Action =
@@ -31,8 +32,9 @@ export type FailoverEvent =
   | { type: 'step-failed'; step: FailoverStepName; error: SerialisedError }
   | { type: 'compensation-started'; step: FailoverStepName }
   | { type: 'compensation-done'; step: FailoverStepName; detail: string | null }
-  | { type: 'undo-asked' }
-  | { type: 'commit-asked' }
+  | { type: 'undo-asked'; by: 'person' | 'time' }
+  | { type: 'commit-asked'; by: 'person' | 'time' }
+  | { type: 'auto-end-set'; autoEnd: AutoEnd | null }
   | { type: 'commit-done' };
 
 /** Whether the executor has something to do without being asked. */
@@ -90,16 +92,42 @@ const judged = (
 ): FailoverRecord => {
   const { test } = record;
   if (!test) return record;
-  const endsAt = new Date(Date.parse(now) + (passed ? test.keepMinutes : 0) * 60_000).toISOString();
+  const endsAt = later(now, passed ? test.keepMinutes : 0);
   return { ...record, test: { ...test, verdict: { passed, words, at: now }, endsAt } };
 };
 
-/** Whether a test has been kept as long as it was asked for. */
-export const testIsOver = ({ phase, test }: FailoverRecord, now: string): boolean =>
-  phase.name === 'completed' &&
-  test !== null &&
-  test !== undefined &&
-  Date.parse(now) >= Date.parse(test.endsAt ?? now);
+const later = (now: string, minutes: number): string =>
+  new Date(Date.parse(now) + minutes * 60_000).toISOString();
+
+const timed = (autoEnd: AutoEnd | null | undefined, from: string | null) =>
+  autoEnd
+    ? {
+        act: autoEnd.act,
+        afterMinutes: autoEnd.afterMinutes,
+        at: from === null ? null : later(from, autoEnd.afterMinutes),
+      }
+    : null;
+
+/** When a completed failover is ended by itself (ISO 8601), and how; null: a person has to do it. */
+export function ownEnd({
+  phase,
+  test,
+  autoEnd,
+}: FailoverRecord): { at: string | null; act: AutoEnd['act'] } | null {
+  if (phase.name !== 'completed') return null;
+  if (test) return { at: test.endsAt, act: 'undo' };
+  return autoEnd ? { at: autoEnd.at, act: autoEnd.act } : null;
+}
+
+/** What is to be done by itself now. */
+export function dueEnd(record: FailoverRecord, now: string): AutoEnd['act'] | null {
+  const end = ownEnd(record);
+  return end && Date.parse(now) >= Date.parse(end.at ?? now) ? end.act : null;
+}
+
+/** What was to be done by itself stays on record only if that is how it ended. */
+const decided = (record: FailoverRecord, by: 'person' | 'time'): FailoverRecord =>
+  by === 'person' ? { ...record, autoEnd: null } : record;
 
 /** An event that does not fit the phase leaves the record as it is: a late answer after a decision changes nothing. */
 export function applyEvent(
@@ -127,6 +155,7 @@ export function applyEvent(
         return {
           ...judged(next, true, event.detail, now),
           phase: { name: 'completed', proof: event.detail },
+          autoEnd: timed(record.autoEnd, now),
           endedAt: now,
         };
       }
@@ -160,11 +189,15 @@ export function applyEvent(
     }
     case 'undo-asked':
       return phase.name === 'completed' || (phase.name === 'running' && record.kind === 'test')
-        ? { ...record, phase: { name: 'undoing' }, endedAt: null }
+        ? { ...decided(record, event.by), phase: { name: 'undoing' }, endedAt: null }
         : record;
     case 'commit-asked':
       return phase.name === 'completed' && record.kind !== 'test'
-        ? { ...record, phase: { name: 'committing' }, endedAt: null }
+        ? { ...decided(record, event.by), phase: { name: 'committing' }, endedAt: null }
+        : record;
+    case 'auto-end-set':
+      return record.kind !== 'test' && (phase.name === 'running' || phase.name === 'completed')
+        ? { ...record, autoEnd: timed(event.autoEnd, phase.name === 'completed' ? now : null) }
         : record;
     case 'commit-done':
       return phase.name === 'committing'

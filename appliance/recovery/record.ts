@@ -1,7 +1,13 @@
 /** The persisted state of one failover, and the view of it that the API shows. Plain JSON, no behaviour. */
 import { createHash, randomUUID } from 'node:crypto';
 import type { SerialisedError } from '../../protocol/errors.ts';
-import type { Failover, FailoverState, FailoverStep, FailoverStepName } from '../api/schema.ts';
+import type {
+  AutoEnd,
+  Failover,
+  FailoverState,
+  FailoverStep,
+  FailoverStepName,
+} from '../api/schema.ts';
 import type { DiskRef, Firmware } from '../hypervisor/hypervisor.ts';
 import { probed } from './probe.ts';
 import type { ReplicaSight } from './replica-watch.ts';
@@ -133,6 +139,8 @@ export interface FailoverRecord {
   powerOffAsked?: boolean;
   /** Of a test failover. */
   test?: TestFacts | null;
+  /** What is done by itself, at `at` when that is known; null or absent: nothing, or a person has decided. */
+  autoEnd?: (AutoEnd & { at: string | null }) | null;
   replicaName: string;
   sourceName: string;
   startedAt: string;
@@ -188,6 +196,8 @@ export interface StartOptions {
   wanted?: { sourceTime: string } | null;
   /** A person knows that the source still answers on its address, and wants the replica all the same. */
   evenIfAlive?: boolean;
+  /** Null or absent: it stays as it is until a person decides. */
+  autoEnd?: AutoEnd | null;
 }
 
 const stepNames = (isOfMoment: boolean, isPlanned: boolean): FailoverStepName[] =>
@@ -199,7 +209,7 @@ export function newRecord(
   job: JobDescription,
   applianceVm: string,
   now: string,
-  { wanted = null, plan = null, evenIfAlive = false }: StartOptions = {},
+  { wanted = null, plan = null, evenIfAlive = false, autoEnd = null }: StartOptions = {},
   ids: { failoverId: string; vmUuid: string } = {
     failoverId: randomUUID(),
     vmUuid: randomUUID(),
@@ -215,6 +225,7 @@ export function newRecord(
     plan,
     final: null,
     powerOffAsked: false,
+    autoEnd: autoEnd && { ...autoEnd, at: null },
     // One that stays on by its plan answers, of course.
     probe:
       evenIfAlive || plan?.powerOff === false
@@ -334,7 +345,12 @@ function apiState(phase: Phase): FailoverState {
   }
 }
 
-export function toApi(record: FailoverRecord, replicaVm: ReplicaSight | null = null): Failover {
+/** @param heldBack why what is due by itself is not done */
+export function toApi(
+  record: FailoverRecord,
+  replicaVm: ReplicaSight | null = null,
+  heldBack: string | null = null,
+): Failover {
   return {
     failoverId: record.failoverId,
     jobId: record.jobId,
@@ -346,6 +362,7 @@ export function toApi(record: FailoverRecord, replicaVm: ReplicaSight | null = n
     steps: record.steps.map((step) => ({ ...step })),
     point: { ...record.point, wanted: record.wanted?.sourceTime ?? null },
     test: record.test ? { ...record.test, network: record.vm.network } : null,
+    autoEnd: record.autoEnd ? { ...record.autoEnd, heldBack } : null,
     guestChanges: [
       ...record.guestChanges,
       ...record.unfixable.map((item) => `Not done (${item.code}): ${item.message}`),

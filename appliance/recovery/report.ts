@@ -54,7 +54,7 @@ export function reportPage(
   failover: Failover,
   { sourceName, png, now }: { sourceName: string; png: Buffer | null; now: string },
 ): string {
-  const { point, test, steps } = failover;
+  const { point, test, steps, autoEnd } = failover;
   const title = `${KIND[failover.kind]} of ${sourceName}, ${failover.startedAt}`;
   const { kind, words } = verdict(failover);
   const lost =
@@ -73,6 +73,12 @@ export function reportPage(
           ['Network', `${test.network}, isolated`],
           ['Started by', test.trigger === 'person' ? 'a person' : 'the schedule'],
         ] as [string, string][])
+      : []),
+    ...(autoEnd && (failover.state.name === 'committed' || failover.state.name === 'undone')
+      ? ([['Decided', `by itself, ${autoEnd.afterMinutes} min after it was told to`]] as [
+          string,
+          string,
+        ][])
       : []),
     ['Addresses', failover.addresses.join(', ') || 'none seen'],
   ];

@@ -1008,6 +1008,9 @@ export async function startPageMock(options: PageMockOptions): Promise<PageMock>
           lossMs: job.figures.lagMs,
         },
         test: null,
+        autoEnd: request.body.autoEnd
+          ? { ...request.body.autoEnd, at: null, heldBack: null }
+          : null,
         guestChanges: [],
         addresses: [],
         hasScreenshot: false,
@@ -1055,6 +1058,7 @@ export async function startPageMock(options: PageMockOptions): Promise<PageMock>
           lossMs: job.figures.lagMs,
         },
         test: { trigger: 'person', network: 'isolated', keepMinutes, verdict: null, endsAt: null },
+        autoEnd: null,
         guestChanges: [],
         addresses: [],
         hasScreenshot: false,

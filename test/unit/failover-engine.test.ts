@@ -5,7 +5,7 @@
  * watches what must never happen: two writers on an image, a write below an overlay, a half-prepared guest powered on.
  */
 import t from 'tap';
-import type { Failover } from '../../appliance/api/schema.ts';
+import type { AutoEnd, Failover } from '../../appliance/api/schema.ts';
 import type {
   AttachedDisk,
   DiskRef,
@@ -79,6 +79,10 @@ class World {
   source = { online: true, off: false, services: true, prepared: false, written: 7 };
   /** Of a test. */
   moment = false;
+  /** What is to be done by itself with the failover that is played. */
+  autoEnd: AutoEnd | null = null;
+  /** An hour passes when a failover with an end of its own is completed. */
+  clockMs = Date.parse('2026-01-01T00:00:00.000Z');
 
   constructor(chosen = false) {
     this.chosen = chosen;
@@ -567,6 +571,12 @@ function modelEngine(world: World, options: Partial<FailoverEngineOptions> = {})
       },
     },
     probe: async () => null,
+    ...(world.autoEnd && {
+      now: () => new Date(world.clockMs).toISOString(),
+      onChange: ({ state }) => {
+        if (state.name === 'completed') world.clockMs += 3_600_000;
+      },
+    }),
     // No waiting in the model; a way back never gives up, a lost answer is asked again.
     retryDelayMs: (code, attempt, _elapsed, direction) => {
       if (attempt > 20) throw new Error(`no end: ${code}`);
@@ -582,7 +592,7 @@ type Ask = 'undo' | 'commit' | null;
 async function play(world: World, troubles: Trouble[], ask: Ask = null): Promise<Failover> {
   world.troubles = troubles;
   let asked = false;
-  for (let life = 0; life < troubles.length + 2; life++) {
+  for (let life = 0; life < troubles.length + 3; life++) {
     const died = new Promise<'died'>((resolve) => {
       world.dead = () => resolve('died');
     });
@@ -598,7 +608,8 @@ async function play(world: World, troubles: Trouble[], ask: Ask = null): Promise
         const options = { keepMinutes, trigger: 'person', wanted: moment ? wanted : null } as const;
         id = (await engine.startTest(JOB, options)).failoverId;
       }
-      if (!id) id = (await engine.start(JOB, REPLICA, { wanted, plan: world.plan })).failoverId;
+      const { plan, autoEnd } = world;
+      if (!id) id = (await engine.start(JOB, REPLICA, { wanted, plan, autoEnd })).failoverId;
       let failover = await engine.settled(id);
       if (ask && !asked && failover.state.name === 'completed') {
         if (world.kind === 'test') engine.endTest(id);
@@ -611,7 +622,10 @@ async function play(world: World, troubles: Trouble[], ask: Ask = null): Promise
       return failover;
     };
     const outcome = await Promise.race([died, live()]);
-    if (outcome !== 'died') return outcome;
+    // Died when it was completed, and nobody has seen that: the time goes on, and the appliance is started again.
+    const waits = outcome !== 'died' && world.autoEnd && outcome.state.name === 'completed';
+    if (waits) world.clockMs += 3_600_000;
+    else if (outcome !== 'died') return outcome;
   }
   throw new Error('died more often than told to');
 }
@@ -855,6 +869,142 @@ t.test('commit keeps the replica and merges its disks, whenever the appliance di
   t.same([...world.images.keys()], ['base-vda', 'base-vdb']);
   t.equal(world.content('base-vda'), 'prepared frame 7', 'what the replica had is what is kept');
   await sweep(t, 'commit', 'die', ['committed', 'completed']);
+});
+
+const ending = (act: AutoEnd['act']) => (world: World) => {
+  world.autoEnd = { act, afterMinutes: 30 };
+};
+
+// Red when the end is not taken up after a restart, or its wish and its act are on record apart.
+t.test('commit or undo by itself when the time is over, whenever the appliance dies', async (t) => {
+  for (const [act, end] of [
+    ['undo', 'undone'],
+    ['commit', 'committed'],
+  ] as const) {
+    const world = new World();
+    ending(act)(world);
+    const failover = await play(world, []);
+    t.equal(failover.state.name, end);
+    t.match(failover.autoEnd, { act, afterMinutes: 30, heldBack: null });
+    t.same(judge(world, failover), []);
+    const places = await countPlaces(null, ending(act));
+    const completed = places.indexOf('before save completed');
+    t.ok(completed > 0 && places.length > completed + 20, `${places.length - completed} places`);
+    const failures: string[] = [];
+    // What is before is the same as in every other failover.
+    for (const [at, name] of [...places.entries()].slice(completed)) {
+      for (const kind of ['die', 'die-with-vm', 'lose-answer'] as const) {
+        if (kind === 'die-with-vm' && act === 'commit') continue;
+        if (kind === 'lose-answer' && / save |reopen|release/.test(name)) continue;
+        const one = new World();
+        ending(act)(one);
+        const ended = await play(one, [{ at, kind }]);
+        const wrong = judge(one, ended);
+        if (ended.state.name !== end) wrong.push(`ended ${ended.state.name}`);
+        if (wrong.length > 0) failures.push(`${kind} ${name} (${at}): ${wrong.join('; ')}`);
+      }
+    }
+    t.same(failures, []);
+  }
+});
+
+/** The engine of a world with a failover that is completed, at a time that the test sets. */
+async function completedAt(st: Pick<typeof t, 'equal'>, world: World, autoEnd: AutoEnd | null) {
+  const clock = { ms: Date.parse('2026-01-01T00:00:00.000Z') };
+  const ends: string[] = [];
+  const options: Partial<FailoverEngineOptions> = {
+    now: () => new Date(clock.ms).toISOString(),
+    onAutoEnd: (_failover, act) => ends.push(act),
+  };
+  const engine = modelEngine(world, options);
+  await engine.load();
+  const { failoverId } = await engine.start(JOB, REPLICA, { autoEnd });
+  st.equal((await engine.settled(failoverId)).state.name, 'completed');
+  /** The appliance is started again. */
+  const again = async () => {
+    await engine.close();
+    const next = modelEngine(world, options);
+    await next.load();
+    next.resumeAll();
+    return next;
+  };
+  return { engine, failoverId, clock, ends, again };
+}
+
+// Red when the timer is not set by a change, and when a decision leaves it armed.
+t.test('a person decides first, changes the time, or takes it back', async (t) => {
+  const undo = { act: 'undo', afterMinutes: 30 } as const;
+  {
+    const world = new World();
+    const { engine, failoverId, clock, ends, again } = await completedAt(t, world, undo);
+    t.equal(engine.get(failoverId).autoEnd?.at, '2026-01-01T00:30:00.000Z');
+    // The time is over, and a person is as fast as it: one of the two wins, and only that one is done.
+    clock.ms += 3_600_000;
+    const committed = engine.commit(failoverId, REPLICA);
+    engine.resumeAll();
+    await committed;
+    t.match(await engine.settled(failoverId), { state: { name: 'committed' }, autoEnd: null });
+    t.equal((await again()).get(failoverId).state.name, 'committed');
+    t.same(ends, []);
+    t.equal(
+      await codeOf(engine.setAutoEnd(failoverId, undo)),
+      'UND_FAILOVER_STATE',
+      'too late to change',
+    );
+  }
+  {
+    const world = new World();
+    const { engine, failoverId, clock, ends, again } = await completedAt(t, world, undo);
+    clock.ms += 20 * 60_000;
+    const changed = await engine.setAutoEnd(failoverId, { act: 'commit', afterMinutes: 20 });
+    t.equal(changed.autoEnd?.at, '2026-01-01T00:40:00.000Z', 'from now on');
+    clock.ms += 15 * 60_000;
+    const next = await again();
+    t.equal((await next.settled(failoverId)).state.name, 'completed', 'the old time has passed');
+    await next.setAutoEnd(failoverId, null);
+    clock.ms += 86_400_000;
+    next.resumeAll();
+    t.match(await next.settled(failoverId), { state: { name: 'completed' }, autoEnd: null });
+    await next.close();
+    t.same(ends, []);
+  }
+  {
+    // By the timer of a running appliance, not by its start: 60 ms.
+    const world = new World();
+    const done = Promise.withResolvers<void>();
+    const engine = modelEngine(world, {
+      onChange: ({ state }) => {
+        if (state.name === 'undone') done.resolve();
+      },
+    });
+    await engine.load();
+    const { failoverId } = await engine.start(JOB, REPLICA);
+    const before = await engine.setAutoEnd(failoverId, { act: 'undo', afterMinutes: 0.001 });
+    t.match(before, { state: { name: 'running' }, autoEnd: { at: null } });
+    const keepAlive = setInterval(() => {}, 1000);
+    await done.promise;
+    clearInterval(keepAlive);
+    t.same(judge(world, await engine.settled(failoverId)), []);
+    await engine.close();
+  }
+});
+
+t.test('a replica that does not run is never committed by itself', async (t) => {
+  const world = new World();
+  const commit = { act: 'commit', afterMinutes: 30 } as const;
+  const { engine, failoverId, clock, ends } = await completedAt(t, world, commit);
+  world.vms.get(REPLICA)!.running = false;
+  clock.ms += 3_600_000;
+  engine.resumeAll();
+  t.match(await engine.settled(failoverId), {
+    state: { name: 'completed' },
+    autoEnd: { heldBack: 'the replica VM is off' },
+  });
+  world.vms.get(REPLICA)!.running = true;
+  engine.resumeAll();
+  t.match(await engine.settled(failoverId), { state: { name: 'committed' } });
+  t.same(ends, ['commit']);
+  await engine.close();
 });
 
 const planned = (powerOff: boolean) => (world: World) => {

@@ -105,6 +105,7 @@ const failover = (change: Partial<Failover>): Failover => ({
     verdict: { passed: true, words: 'its guest agent answers', at: '2026-11-24T03:01:00.000Z' },
     endsAt: null,
   },
+  autoEnd: null,
   guestChanges: ['fstab: "a" & b'],
   addresses: [],
   hasScreenshot: true,

@@ -1,6 +1,7 @@
 /** How the page words quantities and states. */
 import t from 'tap';
 import type { Failover, Job } from '../../appliance/api/schema.ts';
+import { autoEndFields, autoEndOf } from '../../appliance/web/src/failovers/auto-end-fields.ts';
 import {
   formatBytes,
   formatDuration,
@@ -16,6 +17,24 @@ import {
   mirrorIncomplete,
   mirrorTotal,
 } from '../../appliance/web/src/jobs/words.ts';
+
+t.test('what a failover comes to by itself, from the form to the API', async (t) => {
+  t.equal(autoEndOf(autoEndFields(null)), null);
+  for (const [minutes, afterMinutes] of [
+    ['1', 1],
+    [' 90 ', 90],
+    ['10080', 10_080],
+    ['10081', null],
+    ['0', null],
+    ['', null],
+    ['1.5', null],
+    ['1e3', null],
+  ] as const) {
+    const wanted = afterMinutes === null ? undefined : { act: 'undo' as const, afterMinutes };
+    t.same(autoEndOf({ act: 'undo', minutes }), wanted, minutes);
+  }
+  t.same(autoEndFields({ act: 'commit', afterMinutes: 5 }), { act: 'commit', minutes: '5' });
+});
 
 t.test('bytes are IEC with three digits and never 1024 of a unit', async (t) => {
   const KIB = 1024;

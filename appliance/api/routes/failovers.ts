@@ -1,6 +1,6 @@
 import Type, { type Static } from 'typebox';
 import type { Router } from '../app.ts';
-import { Failover, FailoverRequest, TestFailoverRequest } from '../schema.ts';
+import { AutoEndRequest, Failover, FailoverRequest, TestFailoverRequest } from '../schema.ts';
 import type { Services } from '../services.ts';
 
 const ById = Type.Object({ id: Type.String({ minLength: 1, maxLength: 64 }) });
@@ -84,6 +84,19 @@ export function registerFailoverRoutes(route: Router, { failovers }: Services): 
       },
     });
   }
+
+  route({
+    method: 'POST',
+    url: '/api/failovers/:id/auto-end',
+    access: 'operator',
+    summary: 'Set or take back what is done by itself with a completed failover',
+    act: 'failover.auto-end',
+    schema: { params: ById, body: AutoEndRequest, response: { 200: Failover } },
+    handler: (request) => {
+      const { autoEnd } = request.body as Static<typeof AutoEndRequest>;
+      return failovers.setAutoEnd(idOf(request), autoEnd);
+    },
+  });
 
   route({
     method: 'GET',

@@ -6,6 +6,7 @@ import { undError } from '../../../../protocol/errors.ts';
 import type {
   ApiError,
   AuditEntry,
+  AutoEnd,
   Certificate,
   Failover,
   FailoverRequest,
@@ -198,6 +199,8 @@ export const api = {
     post<Failover>(`/api/jobs/${id(jobId)}/failover`, request),
   testFailover: (jobId: string, request: TestFailoverRequest) =>
     post<Failover>(`/api/jobs/${id(jobId)}/test-failover`, request),
+  setAutoEnd: (failoverId: string, autoEnd: AutoEnd | null) =>
+    post<Failover>(`/api/failovers/${id(failoverId)}/auto-end`, { autoEnd }),
   endTest: (failoverId: string) => post<Failover>(`/api/failovers/${id(failoverId)}/end-test`),
   reportUrl: (failoverId: string) => `/api/failovers/${id(failoverId)}/report`,
   failovers: () => call<Failover[]>('/api/failovers'),

@@ -29,6 +29,7 @@ import { ConfirmDialog } from '../parts/confirm.tsx';
 import { useAction, useNow } from '../parts/hooks.ts';
 import { ErrorAlert, Fact, Loading, Nothing, PageHead, StateLabel, When } from '../parts/parts.tsx';
 import { useUser } from '../session/session.tsx';
+import { AutoEndAlert, AutoEndDialog } from './auto-end.tsx';
 
 const STEP_WORDS = {
   waiting: 'waiting',
@@ -136,7 +137,7 @@ export function FailoverPage() {
   const { failovers, jobs, synced } = useLive();
   const { mayOperate } = useUser();
   const now = useNow();
-  const [asking, setAsking] = useState<'undo' | 'commit'>();
+  const [asking, setAsking] = useState<'undo' | 'commit' | 'auto-end'>();
   const ending = useAction(async () => learn.failover(await api.endTest(failoverId)));
   const failover = failovers.get(failoverId);
   const crumbs: [string, string][] = [['Failovers', '/failovers']];
@@ -198,6 +199,11 @@ export function FailoverPage() {
                 >
                   Undo…
                 </Button>
+                {!failover.autoEnd && (
+                  <Button variant="link" id="auto-end-button" onClick={() => setAsking('auto-end')}>
+                    By itself…
+                  </Button>
+                )}
               </Flex>
             )
           )
@@ -229,6 +235,10 @@ export function FailoverPage() {
             />
           )
         )}
+        <AutoEndAlert
+          failover={failover}
+          change={mayOperate ? () => setAsking('auto-end') : undefined}
+        />
         <ErrorAlert error={ending.error} id="end-test-error" />
         {failover.notes.length > 0 && (
           <Alert variant="warning" isInline title="Left over" id="failover-notes">
@@ -350,6 +360,9 @@ export function FailoverPage() {
           </GridItem>
         </Grid>
       </PageSection>
+      {asking === 'auto-end' && (
+        <AutoEndDialog failover={failover} close={() => setAsking(undefined)} />
+      )}
       {asking === 'undo' && (
         <ConfirmDialog
           id="undo-dialog"

@@ -4,6 +4,8 @@ import { useNavigate } from 'react-router';
 import type { Job, Source } from '../../../api/schema.ts';
 import { ApiFailure, api } from '../api/client.ts';
 import { learn, useLive } from '../api/live.ts';
+import { AutoEndForm } from '../failovers/auto-end.tsx';
+import { autoEndFields, autoEndOf } from '../failovers/auto-end-fields.ts';
 import { formatDuration } from '../format.ts';
 import { ConfirmDialog } from '../parts/confirm.tsx';
 import { useNow } from '../parts/hooks.ts';
@@ -37,6 +39,8 @@ export function FailoverDialog(props: {
   /** The appliance has found the old server on its address. */
   const [answers, setAnswers] = useState(false);
   const [evenIfAlive, setEvenIfAlive] = useState(false);
+  const [ending, setEnding] = useState(() => autoEndFields(null));
+  const autoEnd = autoEndOf(ending);
   const planned = sourceLives && fields.kind === 'planned';
   const [chosen, setChosen] = useState(() => chosenPoint(props.atMs ?? null, Date.now()));
   const point = planned ? 'newest' : chosenMoment(chosen);
@@ -52,15 +56,21 @@ export function FailoverDialog(props: {
       wide
       typed={settings.replicaName}
       typedLabel="Type the replica's name to confirm"
-      blocked={(planned && !units.ok) || point === null}
+      blocked={(planned && !units.ok) || point === null || autoEnd === undefined}
       close={props.close}
       act={async (confirm) => {
         const failover = await api
           .failOver(
             job.jobId,
             planned && units.ok
-              ? { kind: 'planned', confirm, stopUnits: units.units, powerOff: fields.powerOff }
-              : { kind: 'unplanned', confirm, point: point ?? undefined, evenIfAlive },
+              ? {
+                  kind: 'planned',
+                  confirm,
+                  stopUnits: units.units,
+                  powerOff: fields.powerOff,
+                  autoEnd,
+                }
+              : { kind: 'unplanned', confirm, point: point ?? undefined, evenIfAlive, autoEnd },
           )
           .catch((error) => {
             if (error instanceof ApiFailure && error.error.code === 'UND_FAILOVER_SOURCE_ALIVE') {
@@ -84,11 +94,10 @@ export function FailoverDialog(props: {
             set={(change) => setFields((current) => ({ ...current, ...change }))}
           />
         )}
-        {!planned && (
-          <Form onSubmit={(event) => event.preventDefault()}>
-            <PointChoice job={job} chosen={chosen} set={setChosen} />
-          </Form>
-        )}
+        <Form onSubmit={(event) => event.preventDefault()}>
+          {!planned && <PointChoice job={job} chosen={chosen} set={setChosen} />}
+          <AutoEndForm fields={ending} set={setEnding} />
+        </Form>
         <div
           id="failover-loss"
           data-lag-ms={figures.lagMs ?? ''}
