@@ -467,6 +467,11 @@ export const ERRORS = {
     hint: 'Resolve what the target host reports, then try again.',
     httpStatus: 502,
   },
+  UND_HV_GUEST_AGENT: {
+    message: 'The guest agent of VM {vm} did not do it: {reason}.',
+    hint: 'The source server needs qemu-guest-agent, running; where its configuration blocks guest-exec, allow it.',
+    httpStatus: 502,
+  },
   UND_HV_NAME_IN_USE: {
     message: 'The name {name} is in use on the target host already.',
     hint: 'Choose another name, or remove what has this name.',
@@ -865,6 +870,11 @@ export const ERRORS = {
     message: '{username} may not become root on {source}: {reason}.',
     hint: 'Allow {username} to use sudo there, or give the password that sudo asks for, or log in as root.',
     httpStatus: 403,
+  },
+  UND_TEST_CHECKS_FAILED: {
+    message: 'The replica of {job} booted, but not all checks passed: {failed}.',
+    hint: "Look at the checks in the test's report, with what the script printed.",
+    httpStatus: 500,
   },
   UND_TEST_NO_NETWORK: {
     message: 'Job {job} cannot be tested: the target host has no active isolated network.',

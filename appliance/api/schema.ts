@@ -306,6 +306,29 @@ const TestEvery = Type.Union(
   [Type.Literal('off'), Type.Literal('daily'), Type.Literal('weekly'), Type.Literal('monthly')],
   { description: 'scheduled test failovers, at 03:00 UTC: each day, on Sundays, on the 1st; off' },
 );
+export const TestChecks = Type.Object(
+  {
+    tcpPorts: Type.Array(Type.Integer({ minimum: 1, maximum: 65_535 }), {
+      maxItems: 32,
+      uniqueItems: true,
+      description: 'a process in the guest has to listen on each, not on the loopback address only',
+    }),
+    script: Nullable(
+      Type.Object(
+        {
+          text: Type.String({ minLength: 1, maxLength: 32_768 }),
+          timeLimitSeconds: Type.Integer({ minimum: 1, maximum: 1800 }),
+        },
+        { description: 'run as root in the guest; exit status 0 passes' },
+      ),
+    ),
+  },
+  {
+    description:
+      'what a test failover has to show beside a boot; made inside the guest by its QEMU guest agent',
+  },
+);
+export type TestChecks = Static<typeof TestChecks>;
 export const ProtectRequest = Type.Object({
   sourceId: Id,
   diskIds: Type.Array(Id, { minItems: 1 }),
@@ -326,6 +349,7 @@ export const ProtectRequest = Type.Object({
   verifyEvery: VerifyEvery,
   stopUnits: Type.Optional(StopUnits),
   testEvery: Type.Optional(TestEvery),
+  testChecks: Type.Optional(TestChecks),
 });
 export type ProtectRequest = Static<typeof ProtectRequest>;
 export const ProtectPlan = Type.Object({
@@ -500,6 +524,7 @@ export const JobSettingsPatch = Type.Object({
   verifyEvery: VerifyEvery,
   stopUnits: Type.Optional(StopUnits),
   testEvery: Type.Optional(TestEvery),
+  testChecks: Type.Optional(TestChecks),
 });
 export type JobSettingsPatch = Static<typeof JobSettingsPatch>;
 export const Checkpoint = Type.Object({
@@ -656,6 +681,23 @@ export const FailoverRequest = Type.Object({
   ),
 });
 export type FailoverRequest = Static<typeof FailoverRequest>;
+export const TestCheckResult = Type.Object({
+  name: Type.String({ description: 'such as `TCP port 5432`' }),
+  state: Type.Union(
+    [
+      Type.Literal('waiting'),
+      Type.Literal('running'),
+      Type.Literal('passed'),
+      Type.Literal('failed'),
+      Type.Literal('not-run'),
+    ],
+    { description: 'one that could not be run does not pass the test either' },
+  ),
+  how: Type.String({ description: 'what a pass proves, and what it does not' }),
+  words: Type.String(),
+  output: Nullable(Type.String({ description: 'the last 16 KiB of what a script printed' })),
+});
+export type TestCheckResult = Static<typeof TestCheckResult>;
 export const TestFailoverRequest = Type.Object({
   point: Type.Optional(WantedPoint),
   keepMinutes: Type.Optional(
@@ -682,6 +724,7 @@ export const FailoverStepName = Type.Union([
   Type.Literal('define'),
   Type.Literal('power-on'),
   Type.Literal('prove-boot'),
+  Type.Literal('test-checks'),
 ]);
 export type FailoverStepName = Static<typeof FailoverStepName>;
 export const FailoverStep = Type.Object({
@@ -738,6 +781,7 @@ export const Failover = Type.Object({
         keepMinutes: Type.Integer(),
         verdict: Nullable(Type.Object({ passed: Type.Boolean(), words: Type.String(), at: Iso })),
         endsAt: Nullable(Iso),
+        checks: Type.Array(TestCheckResult),
       },
       { description: 'of a test failover; no verdict while it runs, and when it was ended before' },
     ),

@@ -51,6 +51,7 @@ export function jobHandle(actor: JobActor, sources: SourceService): JobHandle {
         sourceOnline: actor.isOnline,
         lagMs: view?.lagMs ?? null,
         recoverable: recoverable(view),
+        testChecks: row.settings.testChecks,
       };
     },
 

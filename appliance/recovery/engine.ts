@@ -32,6 +32,7 @@ import {
 import { ReplicaWatch } from './replica-watch.ts';
 import { reportPage } from './report.ts';
 import { commit, STEPS, type StepContext } from './steps.ts';
+import { createTestChecker, type TestChecker } from './test-checks.ts';
 import type { FailoverStore, GuestPreparer, JobHandle } from './types.ts';
 
 export interface FailoverEngineOptions {
@@ -47,6 +48,7 @@ export interface FailoverEngineOptions {
   /** A completed failover is being ended because its time had come, on record already; must not throw. */
   onAutoEnd?: (failover: Failover, act: AutoEnd['act']) => void;
   prover?: BootProver;
+  checker?: TestChecker;
   /** Default: ARP and TCP, from the appliance. */
   probe?: AddressProbe;
   locate?: typeof locateDisk;
@@ -73,6 +75,7 @@ const HELD_BACK_MS = 10_000;
 export class FailoverEngine {
   readonly #options: FailoverEngineOptions;
   readonly #prover: BootProver;
+  readonly #checker: TestChecker;
   readonly #records = new Map<string, FailoverRecord>();
   readonly #running = new Map<string, Promise<void>>();
   /** Jobs for which a failover is being started but has no record yet. */
@@ -98,6 +101,7 @@ export class FailoverEngine {
         hypervisor: options.hypervisor,
         evidenceFolder: options.evidenceFolder,
       });
+    this.#checker = options.checker ?? createTestChecker({ hypervisor: options.hypervisor });
     this.#watch = new ReplicaWatch({
       hypervisor: options.hypervisor,
       watched: () =>
@@ -639,6 +643,7 @@ export class FailoverEngine {
       job: await this.#options.job(record().jobId),
       preparer: this.#options.preparer,
       prover: this.#prover,
+      checker: this.#checker,
       probe: this.#probe,
       locate: this.#options.locate ?? locateDisk,
       flushDevice: this.#options.flushDevice ?? flushDevice,

@@ -7,10 +7,13 @@ import type {
   FailoverState,
   FailoverStep,
   FailoverStepName,
+  TestCheckResult,
+  TestChecks,
 } from '../api/schema.ts';
 import type { DiskRef, Firmware } from '../hypervisor/hypervisor.ts';
 import { probed } from './probe.ts';
 import type { ReplicaSight } from './replica-watch.ts';
+import { wantedChecks } from './test-checks.ts';
 import type {
   FinalPoint,
   HandoverPlan,
@@ -47,6 +50,7 @@ const TEST_STEP_NAMES = [
   'define',
   'power-on',
   'prove-boot',
+  'test-checks',
 ] as const satisfies readonly FailoverStepName[];
 
 const TITLES: Record<FailoverStepName, string> = {
@@ -64,6 +68,7 @@ const TITLES: Record<FailoverStepName, string> = {
   define: 'Define the replica VM',
   'power-on': 'Power the replica VM on',
   'prove-boot': 'Prove that it booted',
+  'test-checks': 'Make the checks of the test',
 };
 
 export interface RecordDisk {
@@ -118,6 +123,9 @@ export interface TestFacts {
   verdict: { passed: boolean; words: string; at: string } | null;
   /** When it is taken down; set with the verdict. */
   endsAt: string | null;
+  /** The job's when the test began; absent: none. */
+  wanted?: TestChecks;
+  checks?: TestCheckResult[];
 }
 
 export interface FailoverRecord {
@@ -302,9 +310,22 @@ export function newTestRecord(
     kind: 'test',
     // Its network is an isolated one.
     probe: [],
-    test: { trigger, keepMinutes, verdict: null, endsAt: null },
+    test: {
+      trigger,
+      keepMinutes,
+      verdict: null,
+      endsAt: null,
+      wanted: job.testChecks,
+      checks: wantedChecks(job.testChecks),
+    },
     replicaName: testName(job.replicaName),
-    steps: waiting(TEST_STEP_NAMES.filter((name) => name !== 'replay' || wanted)),
+    steps: waiting(
+      TEST_STEP_NAMES.filter(
+        (name) =>
+          (name !== 'replay' || wanted) &&
+          (name !== 'test-checks' || wantedChecks(job.testChecks).length > 0),
+      ),
+    ),
     vm: { ...record.vm, network, mac: replicaMac(job.jobId, `test of ${primary?.name ?? 'net0'}`) },
   };
 }
@@ -345,6 +366,11 @@ function apiState(phase: Phase): FailoverState {
   }
 }
 
+const testToApi = (
+  { trigger, keepMinutes, verdict, endsAt, checks = [] }: TestFacts,
+  network: string,
+): Failover['test'] => ({ trigger, network, keepMinutes, verdict, endsAt, checks });
+
 /** @param heldBack why what is due by itself is not done */
 export function toApi(
   record: FailoverRecord,
@@ -361,7 +387,7 @@ export function toApi(
     state: apiState(record.phase),
     steps: record.steps.map((step) => ({ ...step })),
     point: { ...record.point, wanted: record.wanted?.sourceTime ?? null },
-    test: record.test ? { ...record.test, network: record.vm.network } : null,
+    test: record.test ? testToApi(record.test, record.vm.network) : null,
     autoEnd: record.autoEnd ? { ...record.autoEnd, heldBack } : null,
     guestChanges: [
       ...record.guestChanges,

@@ -1,5 +1,5 @@
 /** The report of a failover: a page of HTML that stands alone, to be kept or handed on. Pure. */
-import type { Failover, FailoverStep } from '../api/schema.ts';
+import type { Failover, FailoverStep, TestCheckResult } from '../api/schema.ts';
 
 /** Names and console words come from machines that nobody vouches for. */
 export const escapeHtml = (text: string): string =>
@@ -10,6 +10,7 @@ export const escapeHtml = (text: string): string =>
 
 const STYLE = `body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#151515}
 h1{font-size:1.6em}table{border-collapse:collapse;width:100%}th,td{text-align:left;vertical-align:top;padding:.3em .8em .3em 0;border-bottom:1px solid #d2d2d2}
+pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f2f2f2;padding:.5em}td.failed,td.not-run{color:#c9190b}
 img{max-width:100%;border:1px solid #d2d2d2}.verdict{padding:.6em 1em;border-left:.4em solid #6a6e73;background:#f2f2f2}
 .passed{border-color:#3e8635}.failed{border-color:#c9190b}`;
 
@@ -17,6 +18,14 @@ const KIND: Record<Failover['kind'], string> = {
   unplanned: 'Unplanned failover',
   planned: 'Planned failover',
   test: 'Test failover',
+};
+
+const CHECK: Record<TestCheckResult['state'], string> = {
+  waiting: 'not made',
+  running: 'under way',
+  passed: 'passed',
+  failed: 'not passed',
+  'not-run': 'could not be made',
 };
 
 const took = ({ startedAt, endedAt }: Pick<FailoverStep, 'startedAt' | 'endedAt'>): string =>
@@ -86,6 +95,23 @@ export function reportPage(
     items.length === 0
       ? '<p>None.</p>'
       : `<ul>${items.map((item) => `<li>${escapeHtml(item)}</li>`).join('')}</ul>`;
+  const checks = test?.checks ?? [];
+  const checkRows = checks
+    .map(
+      ({ name, state, words, how, output }) =>
+        `<tr><td>${escapeHtml(name)}</td><td class="${state}">${CHECK[state]}</td><td>${escapeHtml(words)}${
+          output ? `<pre>${escapeHtml(output)}</pre>` : ''
+        }</td><td>${escapeHtml(how)}</td></tr>`,
+    )
+    .join('\n');
+  const checkTable =
+    checks.length === 0
+      ? ''
+      : `<h2>Checks</h2>
+<table><tr><th>Check</th><th>Result</th><th>What was seen</th><th>How</th></tr>
+${checkRows}
+</table>
+`;
   const stepRows = steps
     .map(
       (step) =>
@@ -104,7 +130,7 @@ export function reportPage(
 <table><tr><th>Step</th><th>State</th><th>Began</th><th>Took</th><th>Result</th></tr>
 ${stepRows}
 </table>
-<h2>Console</h2>
+${checkTable}<h2>Console</h2>
 ${picture}
 <h2>Changes in the guest</h2>
 ${list(failover.guestChanges)}

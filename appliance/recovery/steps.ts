@@ -10,6 +10,7 @@ import type { DiskRef, Hypervisor } from '../hypervisor/hypervisor.ts';
 import type { AddressProbe } from './probe.ts';
 import type { BootProver } from './prove-boot.ts';
 import { type FailoverRecord, layerName, type RecordDisk, vmDiskOrder } from './record.ts';
+import type { TestChecker } from './test-checks.ts';
 import type { GuestPreparer, JobHandle } from './types.ts';
 
 export interface StepContext {
@@ -22,6 +23,7 @@ export interface StepContext {
   job: JobHandle;
   preparer: GuestPreparer;
   prover: BootProver;
+  checker: TestChecker;
   probe: AddressProbe;
   /** The appliance's device for an attached disk; waits for it to appear. Throws `UND_FAILOVER_DEVICE_MISSING`. */
   locate(serial: string, signal: AbortSignal): Promise<string>;
@@ -690,6 +692,31 @@ const proveBoot: Step = {
   compensate: async () => null,
 };
 
+// ---- test-checks -------------------------------------------------------------------------------------------------
+/** An interrupted one is made again from its beginning: a script may run twice. */
+const testChecks: Step = {
+  async run(context) {
+    const { checker, record, save, detail, wait } = context;
+    const { wanted } = record.test ?? {};
+    const checks = await checker.check(record.replicaName, wanted, {
+      wait,
+      detail,
+      results: (results) =>
+        save(({ test }) => ({ test: test ? { ...test, checks: results } : test })),
+    });
+    const bad = checks.filter(({ state }) => state !== 'passed');
+    if (bad.length > 0) {
+      throw undError('UND_TEST_CHECKS_FAILED', {
+        job: record.sourceName,
+        failed: bad.map(({ name, words }) => `${name}: ${words}`).join('; '),
+      });
+    }
+    const proof = record.steps.find(({ name }) => name === 'prove-boot')?.detail;
+    return `${proof}; ${plural(checks.length, 'check')} passed`;
+  },
+  compensate: async () => null,
+};
+
 export const STEPS: Record<FailoverStepName, Step> = {
   'stop-services': stopServices,
   'final-mark': finalMark,
@@ -705,6 +732,7 @@ export const STEPS: Record<FailoverStepName, Step> = {
   define,
   'power-on': powerOn,
   'prove-boot': proveBoot,
+  'test-checks': testChecks,
 };
 
 /**

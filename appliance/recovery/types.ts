@@ -2,6 +2,7 @@
  * What the failover engine needs from its neighbours: the job service, the store, guest preparation. They implement
  * these; the engine imports nothing of theirs.
  */
+import type { TestChecks } from '../api/schema.ts';
 import type { DiskRef, Firmware } from '../hypervisor/hypervisor.ts';
 import type { FailoverRecord } from './record.ts';
 
@@ -62,6 +63,8 @@ export interface JobDescription {
   lagMs: number | null;
   /** Whether the replica disks hold a consistent point; if not, why ("the first mirror is at 40 %"). */
   recoverable: { ok: true } | { ok: false; reason: string };
+  /** What a test of it has to show beside a boot; absent: nothing. */
+  testChecks?: TestChecks;
 }
 
 /** What a failover to a chosen moment recovers. */

@@ -7,6 +7,7 @@ import { copyFile, link, open, readdir, rename, rm, stat, truncate } from 'node:
 import { request } from 'node:https';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { execa } from 'execa';
 import { AgentState } from '../../agent/config.ts';
 import { AgentService } from '../../agent/service/run.ts';
 import { SourceStream } from '../../agent/source-stream.ts';
@@ -22,6 +23,7 @@ import type {
   DiskRef,
   DiskSnapshot,
   GuestAddress,
+  GuestExecResult,
   HostDescription,
   Hypervisor,
   Network,
@@ -364,6 +366,31 @@ export class FolderHypervisor implements Hypervisor, DiskLocator {
 
   async guestAgentPing(): Promise<boolean> {
     return true;
+  }
+
+  /** Programs in a guest are programs of this machine. */
+  readonly #programs = new Map<number, GuestExecResult | null>();
+
+  async guestExec(
+    vm: string,
+    { argv: [program = '', ...rest], input = '' }: { argv: readonly string[]; input?: string },
+  ): Promise<number> {
+    if (!this.vms.has(vm)) throw undError('UND_HV_VM_NOT_FOUND', { vm });
+    const pid = this.#programs.size + 1;
+    this.#programs.set(pid, null);
+    execa(program, rest, { input, reject: false }).then((done) =>
+      this.#programs.set(pid, {
+        exitCode: done.exitCode ?? null,
+        signal: null,
+        output: done.stdout,
+        errors: done.stderr,
+      }),
+    );
+    return pid;
+  }
+
+  async guestExecResult(_vm: string, pid: number): Promise<GuestExecResult | null> {
+    return this.#programs.get(pid) ?? null;
   }
 
   async close(): Promise<void> {}

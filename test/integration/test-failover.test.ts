@@ -183,6 +183,34 @@ t.test(
       t.match(report.body, new RegExp(ended.point.sourceTime!));
     });
 
+    await t.test('checks of your own: the verdict counts them, and they are kept', async (t) => {
+      const patch = (testChecks: object) =>
+        lab.inject('PATCH', `/api/jobs/${jobId}`, { testChecks });
+      const bad = { tcpPorts: [0], script: null };
+      t.equal((await patch(bad)).statusCode, 400);
+      const script = { text: 'echo "rows: $((40 + 2))"; exit "$(id -u)"', timeLimitSeconds: 60 };
+      t.equal((await patch({ tcpPorts: [], script })).statusCode, 200);
+      const good = (await startTest({})).json() as Failover;
+      t.match(good.test!.checks, [{ name: 'Script', state: 'waiting' }]);
+      t.match((await toEnd(good.failoverId, 'undone')).test, {
+        verdict: { passed: true, words: /; 1 check passed$/ },
+        checks: [{ state: 'passed', output: /rows: 42/ }],
+      });
+      const before = (await job()).provenBootableAt;
+      await patch({ tcpPorts: [], script: { ...script, text: 'echo "no rows"; exit 4' } });
+      const { failoverId } = (await startTest({})).json() as Failover;
+      await until('its end', async () => (await get(failoverId)).state.name === 'failed');
+      t.match(await get(failoverId), {
+        state: { error: { code: 'UND_TEST_CHECKS_FAILED' } },
+        test: { verdict: { passed: false }, checks: [{ state: 'failed', output: /no rows/ }] },
+      });
+      t.equal((await job()).provenBootableAt, before, 'that it boots is not enough');
+      await nothingLeft(t);
+      const report = await lab.inject('GET', `/api/failovers/${failoverId}/report`);
+      t.match(report.body, /exit status 4[^<]*<pre>no rows/);
+      await patch({ tcpPorts: [], script: null });
+    });
+
     await t.test('a failover of the job ends the test first', async (t) => {
       const { failoverId } = (await startTest({ keepMinutes: 60 })).json() as Failover;
       await toEnd(failoverId, 'completed');

@@ -77,8 +77,9 @@ class World {
   /** Of the failover that is played; null: an unplanned one. */
   plan: HandoverPlan | null = null;
   source = { online: true, off: false, services: true, prepared: false, written: 7 };
-  /** Of a test. */
+  /** Of a test; one of a moment has checks as well. */
   moment = false;
+  checksPass = true;
   /** What is to be done by itself with the failover that is played. */
   autoEnd: AutoEnd | null = null;
   /** An hour passes when a failover with an end of its own is completed. */
@@ -381,6 +382,7 @@ function modelJob(world: World): JobHandle {
       firmware: 'bios',
       lagMs: 1500,
       recoverable: { ok: true },
+      ...(world.moment && { testChecks: { tcpPorts: [22], script: null } }),
       nics: [
         { name: 'ens3', mac: '52:54:00:aa:bb:cc', primary: true, addresses: ['192.0.2.5/24'] },
       ],
@@ -568,6 +570,19 @@ function modelEngine(world: World, options: Partial<FailoverEngineOptions> = {})
           throw undError('UND_FAILOVER_NO_BOOT_PROOF', { vm: REPLICA, limitMs: 1, seen: 'none' });
         }
         return { kind: 'tcp', words: 'TCP port 22 answers', addresses: ['192.0.2.5'] };
+      },
+    },
+    checker: {
+      check: async (_vm, _wanted, { results }) => {
+        const made = {
+          name: 'TCP port 22',
+          state: world.checksPass ? 'passed' : 'failed',
+          how: '',
+          words: 'closed',
+          output: null,
+        } as const;
+        await results([made]);
+        return [made];
       },
     },
     probe: async () => null,
@@ -1314,10 +1329,10 @@ t.test(
         kind: 'test',
         replicaName: `${REPLICA}-test`,
         point: { seq: moment ? 4 : 3 },
-        test: { network: 'alone', verdict: { passed: true, words: 'TCP port 22 answers' } },
+        test: { network: 'alone', verdict: { passed: true, words: /^TCP port 22 answers/ } },
       });
       t.same(judgeTest(world), []);
-      t.equal(failover.steps.length, moment ? 7 : 6);
+      t.equal(failover.steps.length, moment ? 8 : 6);
       t.match(spec, { name: `${REPLICA}-test`, nics: [{ network: 'alone' }] });
       const real = await play(new World(), []);
       t.equal(real.state.name, 'completed');
@@ -1389,6 +1404,21 @@ t.test('a test that is kept: it runs until somebody ends it, over a restart as w
   t.same(late.fenceOf('source-1', null), { name: 'none' }, 'a test fences no source');
   late.resumeAll();
   t.equal((await late.settled(kept.failoverId)).state.name, 'undone');
+  t.same(judgeTest(world), []);
+});
+
+// Red when a failed check is told and passes all the same.
+t.test('a check that does not pass fails the test, and nothing is left', async (t) => {
+  const world = testWorld(true, { checksPass: false });
+  const failover = await play(world, []);
+  t.match(failover, {
+    state: { name: 'failed', error: { code: 'UND_TEST_CHECKS_FAILED' } },
+    test: {
+      verdict: { passed: false, words: /TCP port 22: closed/ },
+      checks: [{ name: 'TCP port 22', state: 'failed' }],
+    },
+  });
+  t.equal(failover.steps.find(({ name }) => name === 'prove-boot')?.state, 'compensated');
   t.same(judgeTest(world), []);
 });
 

@@ -104,6 +104,22 @@ const failover = (change: Partial<Failover>): Failover => ({
     keepMinutes: 0,
     verdict: { passed: true, words: 'its guest agent answers', at: '2026-11-24T03:01:00.000Z' },
     endsAt: null,
+    checks: [
+      {
+        name: 'TCP port 5432',
+        state: 'passed',
+        how: 'seen inside',
+        words: 'something listens on it',
+        output: null,
+      },
+      {
+        name: 'Script',
+        state: 'failed',
+        how: 'run inside',
+        words: 'exit status 3 after 0.2 s',
+        output: '<b>no rows</b>',
+      },
+    ],
   },
   autoEnd: null,
   guestChanges: ['fstab: "a" & b'],
@@ -118,6 +134,9 @@ t.test('the report stands alone and believes nobody', async (t) => {
   const page = { sourceName: 'web1<b>', png: Buffer.from('PNG'), now: '2026-11-25' };
   const html = reportPage(failover({}), page);
   t.match(html, /Passed: its guest agent answers/);
+  t.match(html, /TCP port 5432<\/td><td class="passed">passed<\/td><td>something listens on it/);
+  t.match(html, /not passed<\/td><td>exit status 3 after 0\.2 s<pre>&lt;b&gt;no rows/);
+  t.notMatch(reportPage(failover({ test: null }), page), /Checks/);
   t.match(html, /data:image\/png;base64,UE5H/);
   t.match(html, /2\.5 s/);
   t.match(html, /2026-11-24T02:59:58\.000Z/);

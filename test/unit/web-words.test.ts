@@ -10,6 +10,11 @@ import {
 } from '../../appliance/web/src/format.ts';
 import { chosenMoment, chosenPoint } from '../../appliance/web/src/jobs/chosen-point.ts';
 import {
+  checksInWords,
+  testCheckFields,
+  testChecksOf,
+} from '../../appliance/web/src/jobs/test-checks.ts';
+import {
   describeFailover,
   describeJob,
   describeLag,
@@ -17,6 +22,29 @@ import {
   mirrorIncomplete,
   mirrorTotal,
 } from '../../appliance/web/src/jobs/words.ts';
+
+t.test('the checks of a test, from the form to the API', async (t) => {
+  t.same(testChecksOf(testCheckFields(undefined)), {
+    ok: true,
+    checks: { tcpPorts: [], script: null },
+  });
+  t.equal(checksInWords({ tcpPorts: [], script: null }), null);
+  const script = { text: 'true', timeLimitSeconds: 90 };
+  const checks = { tcpPorts: [22, 5432], script };
+  t.same(testChecksOf(testCheckFields(checks)), { ok: true, checks });
+  t.equal(checksInWords(checks), 'TCP ports 22, 5432 and a script of at most 90 s');
+  for (const [change, field] of [
+    [{ ports: '22 0' }, 'ports'],
+    [{ ports: '65536' }, 'ports'],
+    [{ ports: 'http' }, 'ports'],
+    [{ ports: Array.from({ length: 33 }, (_, n) => n + 1).join() }, 'ports'],
+    [{ seconds: '0' }, 'seconds'],
+    [{ seconds: '1801' }, 'seconds'],
+    [{ script: 'x'.repeat(32_769) }, 'script'],
+  ] as const) {
+    t.match(testChecksOf({ ...testCheckFields(checks), ...change }), { ok: false, field });
+  }
+});
 
 t.test('what a failover comes to by itself, from the form to the API', async (t) => {
   t.equal(autoEndOf(autoEndFields(null)), null);
@@ -180,6 +208,7 @@ t.test('a test failover is told by its verdict, not by having been taken down', 
         network: 'alone',
         keepMinutes: 0,
         endsAt: null,
+        checks: [],
         verdict: verdict && { ...verdict, words: 'why', at: '' },
       },
     });

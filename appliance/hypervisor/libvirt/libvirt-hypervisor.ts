@@ -8,6 +8,7 @@ import type {
   DiskRef,
   DiskSnapshot,
   GuestAddress,
+  GuestExecResult,
   HostDescription,
   Hypervisor,
   Network,
@@ -17,7 +18,7 @@ import type {
   VmState,
 } from '../hypervisor.ts';
 import { checkName, checkSerial, volumeName } from '../names.ts';
-import { asDiskRef, asFields, asList, text } from './answer.ts';
+import { asDiskRef, asFields, asList, number, text } from './answer.ts';
 import {
   detachUntilGone,
   freeSlot,
@@ -343,6 +344,34 @@ export class LibvirtHypervisor implements Hypervisor {
 
   async guestAgentPing(vm: string): Promise<boolean> {
     return (await this.#transport.call('agent-ping', { vm: checkName('The VM', vm) })) === true;
+  }
+
+  async guestExec(
+    vm: string,
+    { argv, input = '' }: { argv: readonly string[]; input?: string },
+  ): Promise<number> {
+    const pid = await this.#transport.call('guest-exec', {
+      vm: checkName('The VM', vm),
+      argv,
+      input: Buffer.from(input).toString('base64'),
+    });
+    return number({ pid }, 'pid');
+  }
+
+  async guestExecResult(vm: string, pid: number): Promise<GuestExecResult | null> {
+    const answer = await this.#transport.call('guest-exec-result', {
+      vm: checkName('The VM', vm),
+      pid,
+    });
+    if (answer === null) return null;
+    const fields = asFields(answer);
+    const read = (key: string) => Buffer.from(text(fields, key), 'base64').toString('utf8');
+    return {
+      exitCode: fields.exitCode === null ? null : number(fields, 'exitCode'),
+      signal: fields.signal === null ? null : number(fields, 'signal'),
+      output: read('output'),
+      errors: read('errors'),
+    };
   }
 
   close(): Promise<void> {

@@ -37,7 +37,9 @@ export type Verb =
   | 'screenshot'
   | 'console-tail'
   | 'addresses'
-  | 'agent-ping';
+  | 'agent-ping'
+  | 'guest-exec'
+  | 'guest-exec-result';
 
 export interface SshOptions {
   host: string;

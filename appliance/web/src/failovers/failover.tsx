@@ -30,6 +30,7 @@ import { useAction, useNow } from '../parts/hooks.ts';
 import { ErrorAlert, Fact, Loading, Nothing, PageHead, StateLabel, When } from '../parts/parts.tsx';
 import { useUser } from '../session/session.tsx';
 import { AutoEndAlert, AutoEndDialog } from './auto-end.tsx';
+import { ChecksCard } from './checks.tsx';
 
 const STEP_WORDS = {
   waiting: 'waiting',
@@ -333,6 +334,9 @@ export function FailoverPage() {
                   </DescriptionList>
                 </CardBody>
               </Card>
+              {failover.test && failover.test.checks.length > 0 && (
+                <ChecksCard checks={failover.test.checks} />
+              )}
               <Card>
                 <CardTitle component="h2">Console</CardTitle>
                 <CardBody>

@@ -51,6 +51,8 @@ import {
   TransferForm,
   transferFields,
 } from './settings-fields.tsx';
+import { TestChecksForm } from './test-check-fields.tsx';
+import { testCheckFields, testChecksOf } from './test-checks.ts';
 import { TestDialog, TestField, TestsCard } from './tests.tsx';
 import { NextVerification, Verified, VerifyButton, VerifyField } from './verification.tsx';
 import { describeJob, describeLag, describeStream, mirrorTotal } from './words.ts';
@@ -248,6 +250,8 @@ function SettingsDialog(props: { job: Job; close: () => void }) {
   const [everyMinutes, setEveryMinutes] = useState(job.settings.pointEveryMinutes ?? null);
   const [verifyEvery, setVerifyEvery] = useState(job.settings.verifyEvery ?? 'off');
   const [testEvery, setTestEvery] = useState(job.settings.testEvery ?? 'off');
+  const [checkFields, setCheckFields] = useState(() => testCheckFields(job.settings.testChecks));
+  const checks = testChecksOf(checkFields);
   const limit = limitBytesPerSec(fields);
   const excluded = exclusionsOf(fields.exclusions);
   const history = historyLimits(fields);
@@ -256,7 +260,7 @@ function SettingsDialog(props: { job: Job; close: () => void }) {
       id="settings-dialog"
       title={`Settings of ${job.name}`}
       submit="Save"
-      blocked={limit === undefined || !excluded.ok || history === undefined}
+      blocked={limit === undefined || !excluded.ok || history === undefined || !checks.ok}
       close={props.close}
       act={async () =>
         learn.job(
@@ -269,6 +273,7 @@ function SettingsDialog(props: { job: Job; close: () => void }) {
             pointEveryMinutes: everyMinutes,
             verifyEvery,
             testEvery,
+            testChecks: checks.ok ? checks.checks : undefined,
           }),
         )
       }
@@ -285,6 +290,10 @@ function SettingsDialog(props: { job: Job; close: () => void }) {
         <ScheduleField everyMinutes={everyMinutes} set={setEveryMinutes} />
         <VerifyField every={verifyEvery} set={setVerifyEvery} />
         <TestField every={testEvery} set={setTestEvery} />
+        <TestChecksForm
+          fields={checkFields}
+          set={(change) => setCheckFields((now) => ({ ...now, ...change }))}
+        />
       </Form>
     </ConfirmDialog>
   );

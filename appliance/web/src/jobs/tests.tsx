@@ -20,6 +20,7 @@ import { ConfirmDialog } from '../parts/confirm.tsx';
 import { StateLabel, When } from '../parts/parts.tsx';
 import { chosenMoment, chosenPoint } from './chosen-point.ts';
 import { PointChoice } from './point-choice.tsx';
+import { checksInWords } from './test-checks.ts';
 import { describeFailover } from './words.ts';
 
 type TestEvery = NonNullable<JobSettingsPatch['testEvery']>;
@@ -43,6 +44,7 @@ export function TestDialog(props: { job: Job; atMs: number | null; close: () => 
   const [chosen, setChosen] = useState(() => chosenPoint(props.atMs, Date.now()));
   const [keepMinutes, setKeepMinutes] = useState(0);
   const point = chosenMoment(chosen);
+  const checks = checksInWords(job.settings.testChecks);
   return (
     <ConfirmDialog
       id="test-dialog"
@@ -62,6 +64,7 @@ export function TestDialog(props: { job: Job; atMs: number | null; close: () => 
           A VM of its own is started on an isolated network. The source server and the replication
           are not touched, and nothing is left behind.
         </p>
+        {checks && <p id="test-checks">Beside the boot it checks {checks}.</p>}
         <PointChoice job={job} chosen={chosen} set={setChosen} />
         <FormGroup label="Keep the VM" fieldId="test-keep">
           <FormSelect
@@ -82,6 +85,7 @@ export function TestDialog(props: { job: Job; atMs: number | null; close: () => 
 export function TestsCard(props: { job: Job; mayTest: boolean; test: () => void }) {
   const { job } = props;
   const { failovers } = useLive();
+  const checks = checksInWords(job.settings.testChecks);
   const tests = [...failovers.values()]
     .filter(({ jobId, kind }) => jobId === job.jobId && kind === 'test')
     .sort((a, b) => b.startedAt.localeCompare(a.startedAt));
@@ -104,6 +108,9 @@ export function TestsCard(props: { job: Job; mayTest: boolean; test: () => void 
         <p className="und-quiet" id="job-tests-schedule">
           {EVERY[job.settings.testEvery ?? 'off']}
           {(job.settings.testEvery ?? 'off') !== 'off' && ', at 03:00 UTC'}.
+        </p>
+        <p className="und-quiet" id="job-tests-checks">
+          {checks ? `Beside the boot it checks ${checks}.` : 'It checks nothing beside the boot.'}
         </p>
         {tests.length > 0 && (
           <Table variant="compact" aria-label="Test failovers" borders={false}>
