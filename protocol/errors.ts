@@ -656,6 +656,12 @@ export const ERRORS = {
     hint: 'Choose a later moment; the recovery points of the job show what there is.',
     httpStatus: 409,
   },
+  UND_POINTS_REBUILDING: {
+    message:
+      'Which moments of job {job} can be recovered is being read from its journal: {percent} % are done.',
+    hint: 'Wait until the recovery points of the job are complete, or recover the newest point, which does not depend on it.',
+    httpStatus: 409,
+  },
   UND_POOL_LOW: {
     message:
       'Storage pool {pool} is nearly full: {availableBytes} bytes free, {neededBytes} are kept free. Applying to job {job} is held.',

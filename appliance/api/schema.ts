@@ -599,6 +599,12 @@ export const JobPoints = Type.Object({
   ),
   labels: Type.Array(PointLabel),
   newestAt: Nullable(Iso),
+  rebuildPercent: Nullable(
+    Type.Number({
+      description:
+        'the points are being read from the journal, oldest first: so much of it; null: they are all here',
+    }),
+  ),
   history: Nullable(
     Type.Object({
       hours: Nullable(Type.Number()),

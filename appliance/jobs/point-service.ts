@@ -24,6 +24,7 @@ export class PointService {
       stream?.points() ?? null,
       this.#labels.list(jobId),
       stream && { ...stream.history(), oldestSeq: stream.oldestSeq },
+      stream?.pointsRebuild ?? null,
     );
   }
 

@@ -3,6 +3,7 @@ import type { JobPoints } from '../api/schema.ts';
 import type { HistorySegment } from '../journal/journal.ts';
 import { forecastHistory, measuredChurn } from '../points/forecast.ts';
 import type { PointIndex } from '../points/point-index.ts';
+import { percentOf, type Rebuild } from '../points/point-store.ts';
 import type { LabelRow } from '../state/labels.ts';
 
 const iso = (ms: number): string => new Date(ms).toISOString();
@@ -22,6 +23,7 @@ export function pointsView(
   index: PointIndex | null,
   labels: readonly LabelRow[],
   history: HistoryFacts | null,
+  rebuild: Rebuild | null = null,
 ): JobPoints {
   const stretches = index?.stretches() ?? [];
   const recoverable = (at: number) =>
@@ -43,6 +45,7 @@ export function pointsView(
     marks: (index?.marks() ?? []).map(({ sourceMs, ...mark }) => ({ ...mark, at: iso(sourceMs) })),
     labels: labels.map((label) => labelView(label, recoverable(Date.parse(label.at)))),
     newestAt: index?.newest ? iso(index.newest.sourceMs) : null,
+    rebuildPercent: rebuild && percentOf(rebuild),
     history: history && historyView(history),
   };
 }

@@ -1,7 +1,8 @@
 /**
  * The point index on the journal disk: pages, each written once and whole, named by their first frame. The newest
  * frames are in no page yet; after a restart they are folded in again from the journal, as everything is for which
- * there is no page.
+ * there is no page. Where that is much, it goes on in the background: what becomes durable meanwhile waits in memory and
+ * is folded in behind it.
  */
 import { readdir, rm, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -67,6 +68,29 @@ type Page = Static<typeof Page>;
 const PAGE_POINTS = 3600;
 const PAGE_BYTES = 256 * 1024 * 1024;
 
+/** More frames than these are not waited for when a job is opened. */
+const BACKGROUND_FRAMES = 10_000;
+
+/** How far the frames that are in no page are folded in. */
+export interface Rebuild {
+  fromSeq: number;
+  doneSeq: number;
+  toSeq: number;
+}
+
+/** Whole per cent of it that are done. */
+export const percentOf = ({ fromSeq, doneSeq, toSeq }: Rebuild): number =>
+  Math.floor((100 * (doneSeq + 1 - fromSeq)) / (toSeq + 1 - fromSeq));
+
+interface Running extends Rebuild {
+  work: Promise<void>;
+  stopped: boolean;
+  /** As of `doneSeq`. */
+  record: StreamRecord;
+  /** Durable since, oldest first. */
+  live: Array<Parameters<PointIndex['add']>>;
+}
+
 /** What the store needs of the journal. */
 export interface History {
   readonly oldestSeq: number;
@@ -84,6 +108,7 @@ export class PointStore {
   #bytes = 0;
   #entriesBefore = 0;
   #writing: Promise<void> = Promise.resolve();
+  #rebuild: Running | null = null;
 
   private constructor(dir: string, index: PointIndex) {
     this.#dir = dir;
@@ -92,10 +117,15 @@ export class PointStore {
   }
 
   /**
-   * Read the pages, and fold in what is behind them.
+   * Read the pages, and fold in what is behind them: at once, or in the background (`rebuild`) if it is much.
    * @param record the stream's record at its `seq`, which is known for sure
    */
-  static async open(dir: string, history: History, record: StreamRecord): Promise<PointStore> {
+  static async open(
+    dir: string,
+    history: History,
+    record: StreamRecord,
+    backgroundFrames = BACKGROUND_FRAMES,
+  ): Promise<PointStore> {
     await makeDirDurably(dir);
     const index = new PointIndex();
     const pages: Page[] = [];
@@ -122,23 +152,59 @@ export class PointStore {
     const store = new PointStore(dir, index);
     store.#pages = pages.map(({ firstSeq, lastSeq }) => ({ firstSeq, lastSeq }));
     const last = pages.at(-1);
-    const known = last && last.lastSeq + 1 >= history.oldestSeq;
-    await store.#catchUp(history, known ? { ...last.record, seq: last.lastSeq } : null, record);
+    const known =
+      last && last.lastSeq + 1 >= history.oldestSeq ? { ...last.record, seq: last.lastSeq } : null;
+    const fromSeq = known ? known.seq + 1 : history.oldestSeq;
+    const rebuild: Running = {
+      fromSeq,
+      doneSeq: fromSeq - 1,
+      toSeq: history.durableSeq,
+      work: Promise.resolve(),
+      stopped: false,
+      record: known ?? unknownRecord(record, fromSeq),
+      live: [],
+    };
+    const background = rebuild.toSeq - rebuild.doneSeq > backgroundFrames;
+    if (background) {
+      store.#rebuild = rebuild;
+      // What cannot be read is a hole: what is durable from now on is judged as behind one.
+      rebuild.work = store
+        .#catchUp(history, rebuild, known !== null, record, true)
+        .catch(() => {})
+        .then(() => store.#goLive(rebuild));
+    } else {
+      await store.#catchUp(history, rebuild, known !== null, record, false);
+    }
     await store.#dropPages(history.oldestSeq);
     return store;
   }
 
+  /** Null: every frame is folded in. */
+  get rebuild(): Rebuild | null {
+    if (!this.#rebuild) return null;
+    const { fromSeq, doneSeq, toSeq } = this.#rebuild;
+    return { fromSeq, doneSeq, toSeq };
+  }
+
+  /** Resolves when nothing is being folded in, in the background. */
+  async settled(): Promise<void> {
+    await this.#rebuild?.work;
+  }
+
+  /** @param background frames of mirror runs may be applied and leave while they are to be read */
   async #catchUp(
     history: History,
-    known: StreamRecord | null,
+    rebuild: Running,
+    known: boolean,
     certain: StreamRecord,
+    background: boolean,
   ): Promise<void> {
-    const from = known ? known.seq + 1 : history.oldestSeq;
-    let record = known ?? unknownRecord(certain, from);
+    const { fromSeq: from, toSeq } = rebuild;
+    let { record } = rebuild;
     if (!known) {
       this.#firstSeq = from;
       // With nothing in the history that could have changed it, it was then as it is at the certain frame.
-      if (!(await this.#changes(history, from, certain.seq)))
+      if (!(await this.#changes(history, rebuild, certain.seq)))
         record = { ...certain, seq: from - 1 };
     }
     // Whether the history begins within a repetition is known at the first tick that follows no captured writes: such a
@@ -147,11 +213,14 @@ export class PointStore {
     let before: FrameHeader['kind'] | null = null;
     let last = from - 1;
     for await (const { header, frame } of history.headers(from)) {
+      // The journal goes on meanwhile.
+      if (rebuild.stopped || header.seq > toSeq) break;
       const mark = frame && header.kind === 'mark' ? readMark(header, frame) : null;
       const { seq } = header;
       // The certain record's own frame may have left: it is a mirror's, say.
       if (last < certain.seq && certain.seq < seq) record = certain;
-      record = seq === certain.seq ? certain : assumeMark(record, header, mark, seq < certain.seq);
+      const framesLeft = background || seq < certain.seq;
+      record = seq === certain.seq ? certain : assumeMark(record, header, mark, framesLeft);
       if (seq !== last + 1) {
         this.index.holeBefore();
         before = null;
@@ -167,15 +236,31 @@ export class PointStore {
       }
       last = seq;
       before = header.kind;
-      this.add(header, mark, record);
-      if (this.full) await this.seal(record);
+      this.#fold(header, mark, record);
+      rebuild.doneSeq = seq;
+      rebuild.record = record;
+      if (this.#pageFull) {
+        const sealed = this.seal(record);
+        // In the background as behind it: a page that could not be written is read from the journal at the next start.
+        await (background ? sealed.catch(() => {}) : sealed);
+      }
     }
-    if (last < history.durableSeq) this.index.passOver(history.durableSeq);
+    if (last < toSeq && !rebuild.stopped) this.index.passOver(toSeq);
   }
 
-  async #changes(history: History, fromSeq: number, toSeq: number): Promise<boolean> {
-    for await (const { header, frame } of history.headers(fromSeq)) {
-      if (header.seq > toSeq) return false;
+  /** At one stroke: between what was waiting and the next frame nothing is missed. */
+  #goLive(rebuild: Running): void {
+    this.#rebuild = null;
+    if (rebuild.stopped) return;
+    for (const [header, mark, record] of rebuild.live) {
+      this.add(header, mark, record);
+      if (this.full) this.seal(record).catch(() => {});
+    }
+  }
+
+  async #changes(history: History, rebuild: Running, toSeq: number): Promise<boolean> {
+    for await (const { header, frame } of history.headers(rebuild.fromSeq)) {
+      if (header.seq > toSeq || rebuild.stopped) return false;
       if (header.kind === 'mirror' && header.run !== 0) return true;
       if (frame && header.kind === 'mark' && changesRecord(readMark(header, frame))) return true;
     }
@@ -184,12 +269,21 @@ export class PointStore {
 
   /** One more durable frame; see PointIndex.add. */
   add(...[header, mark, record]: Parameters<PointIndex['add']>): void {
+    if (this.#rebuild) this.#rebuild.live.push([header, mark, record]);
+    else this.#fold(header, mark, record);
+  }
+
+  #fold(...[header, mark, record]: Parameters<PointIndex['add']>): void {
     this.index.add(header, mark, record);
     this.#bytes += header.kind === 'mirror' && header.run !== 0 ? 0 : header.packedBytes;
   }
 
   /** The page has all that a page holds. */
   get full(): boolean {
+    return this.#rebuild === null && this.#pageFull;
+  }
+
+  get #pageFull(): boolean {
     return this.index.entryCount - this.#entriesBefore >= PAGE_POINTS || this.#bytes >= PAGE_BYTES;
   }
 
@@ -226,7 +320,7 @@ export class PointStore {
   /** The journal now begins at `oldestSeq`. `record`: as of the newest frame. */
   async evictBefore(oldestSeq: number, record: StreamRecord): Promise<void> {
     // Else a restart would find a page's beginning neither in a page nor in the journal.
-    if (oldestSeq > this.#firstSeq) await this.seal(record);
+    if (oldestSeq > this.#firstSeq) await this.seal(this.#rebuild?.record ?? record);
     this.index.evictBefore(oldestSeq);
     this.#entriesBefore = Math.min(this.#entriesBefore, this.index.entryCount);
     await this.#dropPages(oldestSeq);
@@ -240,6 +334,7 @@ export class PointStore {
 
   /** Frames after `seq` were taken back. `record`: as of then. */
   async truncateAfter(seq: number, record: StreamRecord): Promise<void> {
+    await this.settled();
     await this.#writing;
     while (this.#pages.length > 0 && this.#pages.at(-1)!.lastSeq > seq) {
       const { firstSeq } = this.#pages.pop()!;
@@ -252,6 +347,8 @@ export class PointStore {
   }
 
   async close(): Promise<void> {
+    if (this.#rebuild) this.#rebuild.stopped = true;
+    await this.settled();
     await this.#writing;
   }
 

@@ -36,7 +36,7 @@ import {
   type JournalReport,
 } from '../journal/journal.ts';
 import type { Point, PointIndex } from '../points/point-index.ts';
-import { PointStore } from '../points/point-store.ts';
+import { PointStore, percentOf, type Rebuild } from '../points/point-store.ts';
 import { ClockMap } from './clock-map.ts';
 import { Rate } from './rate.ts';
 import { hashRange, isMaskOf, KeptHashes } from './replica-hashes.ts';
@@ -373,8 +373,10 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
       );
     });
     if (isWhole(stream.#durable)) {
-      stream.#newestPointMs = stream.#points.index.newest?.sourceMs ?? null;
+      const { rebuild, index } = stream.#points;
+      stream.#newestPointMs = rebuild ? stream.#durable.wallMs : (index.newest?.sourceMs ?? null);
     }
+    stream.#points.settled().then(() => stream.#changed());
     if (stream.#journal.epoch > Math.max(1, stream.#durable.epoch)) {
       stream.#epochReason = 'the stream was being begun anew when the appliance restarted';
     }
@@ -612,17 +614,26 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
 
   // ---- history -------------------------------------------------------------------------------------------------
 
-  /** Which moments can be recovered, as far as the journal reaches. */
+  /** Which moments can be recovered, as far as the journal reaches; while `pointsRebuild`, the older ones of them. */
   points(): PointIndex {
     return this.#points!.index;
+  }
+
+  /** What was known of the points is being read from the journal again; null: it is known. */
+  get pointsRebuild(): Rebuild | null {
+    return this.#points?.rebuild ?? null;
   }
 
   /**
    * The newest point at or before a moment, to the frame: `points().pointAt` is to the second.
    * @param sourceMs wall clock of the source
-   * @throws UND_HISTORY_GONE, UND_FRAME_… if the journal is damaged there
+   * @throws UND_POINTS_REBUILDING; UND_HISTORY_GONE, UND_FRAME_… if the journal is damaged there
    */
   async exactPointAt(sourceMs: number): Promise<Point | null> {
+    const rebuild = this.pointsRebuild;
+    if (rebuild) {
+      throw undError('UND_POINTS_REBUILDING', { job: this.jobId, percent: percentOf(rebuild) });
+    }
     const index = this.points();
     const near = index.pointAt(sourceMs);
     if (!near) return null;

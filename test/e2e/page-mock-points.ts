@@ -46,7 +46,14 @@ export function serveMockPoints(app: FastifyInstance, host: MockHost): void {
     const now = Date.now();
     const iso = (ms: number) => new Date(ms).toISOString();
     const named = labels.get(job.jobId) ?? [];
-    const base = { marks: [], labels: named, newestAt: null, stretches: [], gaps: [] };
+    const base = {
+      marks: [],
+      labels: named,
+      newestAt: null,
+      rebuildPercent: null,
+      stretches: [],
+      gaps: [],
+    };
     if (!['protected', 'paused', 'failing-over', 'failed-over'].includes(job.state.name)) {
       const gap = {
         fromSeq: 1,
@@ -100,6 +107,7 @@ export function serveMockPoints(app: FastifyInstance, host: MockHost): void {
       })),
       labels: named,
       newestAt: iso(now),
+      rebuildPercent: null,
       history: {
         hours: job.settings.historyHours === undefined ? 24 : job.settings.historyHours,
         limitBytes: job.settings.historyBytes ?? 45 * GIB,

@@ -60,6 +60,7 @@ const points: JobPoints = {
     },
   ],
   newestAt: iso(100),
+  rebuildPercent: null,
   history: null,
 };
 const now = START + 110 * MINUTE;

@@ -75,6 +75,17 @@ function Shown(props: { job: Job; points: JobPoints; reload: () => void }) {
       ) : (
         <p id="points-none">There is no history yet: it begins with the first mirror.</p>
       )}
+      {points.rebuildPercent !== null && (
+        <Alert
+          variant="info"
+          isInline
+          title={`The recovery points are being read from the journal: ${points.rebuildPercent} %`}
+          id="points-rebuild"
+        >
+          Replication goes on. Until it is done only older points are shown, and only the newest
+          point can be recovered.
+        </Alert>
+      )}
       {history?.warning && (
         <Alert variant="warning" isInline title={history.warning} id="history-warning">
           Keep less time or give the journal more room in the settings of the job.
