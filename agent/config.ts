@@ -89,6 +89,15 @@ export type AgentIdentity = Static<typeof AgentIdentity>;
 
 export type JobConfiguration = Static<typeof ConfigureJob>;
 
+/** What a machine that cuts itself off still reaches. */
+export const Isolation = Type.Object({
+  /** IP addresses of the appliance. */
+  peers: Type.Array(Type.String({ maxLength: 64 }), { maxItems: 64 }),
+  /** It is looked for by a name as well: name servers stay reachable. */
+  names: Type.Boolean(),
+});
+export type Isolation = Static<typeof Isolation>;
+
 /**
  * How far this machine has been handed over to its replica. `prepared`: units are stopped, and it can still go on by
  * itself. `handed-over`: it is passive until the appliance says that the failover was taken back.
@@ -99,6 +108,8 @@ export const Handover = Type.Object({
   /** Units that ran and were stopped, in the order of stopping. */
   stoppedUnits: Type.Array(Type.String({ maxLength: 256 }), { maxItems: 64 }),
   reason: Type.String({ maxLength: 2000 }),
+  /** It is to be cut off from the network; absent: it is not. */
+  isolation: Type.Optional(Isolation),
 });
 export type Handover = Static<typeof Handover>;
 

@@ -330,6 +330,7 @@ export async function startAppliance(
           evenIfAlive: request.evenIfAlive,
           wanted: request.point === 'newest' ? null : request.point,
           autoEnd: request.autoEnd,
+          isolateOnReturn: request.isolateOnReturn,
         }),
       startTest: (jobId, { point = 'newest', keepMinutes = 0 }) =>
         failoverEngine().startTest(jobId, {

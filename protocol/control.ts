@@ -109,7 +109,15 @@ export const Hello = message('hello', {
   /** What this agent understands beyond the first agents: an appliance asks nothing of it that is not here. */
   features: Type.Optional(Type.Array(Type.String({ maxLength: 64 }), { maxItems: 64 })),
   /** The failover for which this machine has stopped services, or after which it is to stay passive. */
-  handover: Type.Optional(Nullable(Type.Object({ failoverId: Id }))),
+  handover: Type.Optional(
+    Nullable(
+      Type.Object({
+        failoverId: Id,
+        /** It has cut itself off from the network, all but the appliance. */
+        isolated: Type.Optional(Type.Boolean()),
+      }),
+    ),
+  ),
 });
 /** The agent answers `takePoint`. */
 export const FEATURE_POINTS = 'points';

@@ -557,6 +557,11 @@ export const ERRORS = {
     hint: 'Install what is missing on the source server (util-linux has lsblk and findmnt), then ask for the inventory again.',
     httpStatus: 500,
   },
+  UND_ISOLATION_FAILED: {
+    message: '{source} could not be cut off from the network, or not be brought back: {reason}.',
+    hint: 'Cutting off needs nftables on the source server. `nft delete table inet understudy_isolation` and the same with `arp` bring its network back by hand.',
+    httpStatus: 500,
+  },
   UND_JOB_DISK_UNPROTECTABLE: {
     message: 'Disk {disk} of source {source} cannot be protected: {reason}.',
     hint: 'Choose other disks.',

@@ -9,12 +9,14 @@
  * | handed-over | stopped            | refused          | power off once more     | units started, none, active |
  */
 import { asUndError, undError } from '../../protocol/errors.ts';
-import { type AgentState, type Handover, UNIT_NAME } from '../config.ts';
+import { type AgentState, type Handover, type Isolation, UNIT_NAME } from '../config.ts';
+import type { Isolator } from './isolation.ts';
 import type { Systemctl } from './uninstall.ts';
 
 export interface HandoverEdges {
   state: Pick<AgentState, 'handover' | 'putHandover' | 'dropHandover'>;
   systemctl: Systemctl;
+  isolator: Isolator;
   log(level: 'info' | 'warning' | 'error', text: string): void;
 }
 
@@ -25,6 +27,8 @@ export class HandoverKeeper {
   readonly #edges: HandoverEdges;
   /** Answers by request id, so that a request that comes twice is answered twice and done once. */
   readonly #answers = new Map<string, Promise<unknown>>();
+  /** Whether the machine is cut off now, as far as we know. */
+  #isolated = false;
   /** What is asked is done one after the other. */
   #last: Promise<unknown> = Promise.resolve();
 
@@ -100,12 +104,45 @@ export class HandoverKeeper {
     await this.#systemctl('poweroff', '--no-wall');
   }
 
-  /** The appliance found this machine failed over when it came back. */
-  async fence(failoverId: string, reason: string): Promise<void> {
+  /**
+   * The appliance found this machine failed over when it came back.
+   * @param isolation the machine is to cut itself off; null: it is not
+   */
+  async fence(failoverId: string, reason: string, isolation: Isolation | null): Promise<void> {
     const now = await this.#edges.state.handover();
-    if (now?.stage === 'handed-over' && now.failoverId === failoverId) return;
+    const isKnown = now?.stage === 'handed-over' && now.failoverId === failoverId;
+    if (isKnown && (isolation === null || now.isolation)) return;
     const stoppedUnits = now?.stoppedUnits ?? [];
-    await this.#edges.state.putHandover({ failoverId, stage: 'handed-over', stoppedUnits, reason });
+    await this.#edges.state.putHandover({
+      failoverId,
+      stage: 'handed-over',
+      stoppedUnits,
+      reason,
+      ...(isolation && { isolation }),
+    });
+  }
+
+  /**
+   * Cuts the machine off if that is on record and it is not: after a reboot, or when somebody has flushed all rules.
+   * @returns whether it is cut off
+   */
+  async enforceIsolation(): Promise<boolean> {
+    const { state, isolator, log } = this.#edges;
+    const now = await state.handover();
+    if (!now?.isolation) return false;
+    try {
+      const left = await isolator.isolate(now.isolation);
+      if (!this.#isolated) {
+        const peers = now.isolation.peers.join(', ');
+        log('warning', `cut off from the network, all but ${peers}: ${now.reason}`);
+        if (left) log('warning', left);
+      }
+      this.#isolated = true;
+    } catch (error) {
+      this.#isolated = false;
+      log('error', asUndError(error).message);
+    }
+    return this.#isolated;
   }
 
   /**
@@ -118,6 +155,13 @@ export class HandoverKeeper {
     if (!now || now.failoverId !== failoverId) return [];
     const started: string[] = [];
     const problems: string[] = [];
+    if (now.isolation) {
+      await this.#edges.isolator.release().then(
+        () => this.#edges.log('info', 'no longer cut off from the network'),
+        (error) => problems.push(asUndError(error).params.reason as string),
+      );
+      this.#isolated = false;
+    }
     for (const unit of now.stoppedUnits.toReversed()) {
       await this.#systemctl('start', unit).then(
         () => started.push(unit),

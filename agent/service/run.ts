@@ -29,6 +29,7 @@ import { AGENT_VERSION } from '../version.ts';
 import { backoffMs, LINK_BACKOFF, REFUSED_BACKOFF } from './backoff.ts';
 import { dial } from './dial.ts';
 import { HandoverKeeper } from './handover.ts';
+import { createIsolator, type Isolator, isolationOf } from './isolation.ts';
 import { inWords, type Log, onChange } from './log.ts';
 import { renewalDue, validityOf } from './renewal.ts';
 import { decideRole, type Role } from './role.ts';
@@ -64,6 +65,7 @@ export interface ServiceOptions {
   removeTraces(): Promise<string[]>;
   /** For tests. */
   systemctl?: Systemctl;
+  isolator?: Isolator;
   abandonedMs?: number;
   now?: () => number;
   wait?: (ms: number, signal: AbortSignal) => Promise<void>;
@@ -106,6 +108,7 @@ export class AgentService {
     this.#handover = new HandoverKeeper({
       state: options.state,
       systemctl: options.systemctl ?? systemctl,
+      isolator: options.isolator ?? createIsolator(),
       log: options.log,
     });
   }
@@ -174,6 +177,7 @@ export class AgentService {
       this.#watchAbandoned();
       const machine = await this.#options.machine();
       const handover = await this.#handover.state();
+      const isolated = await this.#handover.enforceIsolation();
       if (role?.role !== 'active' || handover?.stage === 'handed-over') {
         const passive = await this.#state.passiveReason();
         const next = told ?? decideRole(passive, identity.machine, machine, handover);
@@ -183,18 +187,20 @@ export class AgentService {
       const pair = (usePrevious && identity.previous) || identity.current;
       let refused = false;
       let welcomed = false;
+      let applianceAt: string | undefined;
       try {
         const socket = await dial(
           { addresses: identity.addresses, port: identity.agentPort, caPem: identity.caPem, pair },
           signal,
         );
+        applianceAt = socket.remoteAddress;
         const link = new Link(socket);
         const session = this.#session(
           link,
           identity,
           machine,
           role,
-          handover,
+          handover && { ...handover, isolated },
           pair === identity.current,
         );
         const onAbort = () => link.close();
@@ -224,7 +230,9 @@ export class AgentService {
         }
         if (coded.code === 'UND_AGENT_FENCED' && typeof coded.params.failover === 'string') {
           // On record before anything else: also after a reboot without any network this machine must not go on.
-          await this.#handover.fence(coded.params.failover, coded.message);
+          const isolation =
+            coded.params.isolate === 'yes' ? isolationOf(identity.addresses, applianceAt) : null;
+          await this.#handover.fence(coded.params.failover, coded.message, isolation);
           refused = false;
         }
         if (coded.code === 'UND_FENCE_LIFTED' && coded.params.failover === handover?.failoverId) {
@@ -291,7 +299,7 @@ export class AgentService {
     identity: AgentIdentity,
     machine: MachineIdentity,
     role: Role,
-    handover: Handover | null,
+    handover: (Handover & { isolated: boolean }) | null,
     currentPair: boolean,
   ): { welcomed: Promise<true>; ended: Promise<void> } {
     const welcome = Promise.withResolvers<true>();
@@ -351,7 +359,7 @@ export class AgentService {
       machine,
       passive: role.role === 'passive' ? { reason: role.reason } : null,
       features: [FEATURE_POINTS, FEATURE_VERIFY, FEATURE_HANDOVER],
-      handover: handover && { failoverId: handover.failoverId },
+      handover: handover && { failoverId: handover.failoverId, isolated: handover.isolated },
     });
     return { welcomed: welcome.promise, ended: end.promise };
   }

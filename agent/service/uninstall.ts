@@ -3,6 +3,7 @@ import { access, rm, rmdir } from 'node:fs/promises';
 import { execa } from 'execa';
 import { undError } from '../../protocol/errors.ts';
 import { type AgentPaths, agentPaths, traces, UNIT_NAME } from '../config.ts';
+import { createIsolator } from './isolation.ts';
 
 export type Systemctl = (...args: string[]) => Promise<{ ok: boolean; text: string }>;
 
@@ -32,6 +33,10 @@ export async function removeTraces(
   run = systemctl,
 ): Promise<string[]> {
   await run('disable', UNIT_NAME);
+  // Where there is no nft, nothing was cut off.
+  await createIsolator()
+    .release()
+    .catch(() => undefined);
   const left: string[] = [];
   for (const path of traces(paths)) {
     await rm(path, { recursive: true, force: true }).catch(() =>

@@ -45,7 +45,8 @@ LimitMEMLOCK=infinity
 LimitNOFILE=65536
 LimitCORE=0
 
-CapabilityBoundingSet=CAP_BPF CAP_PERFMON CAP_SYS_ADMIN CAP_SYS_RESOURCE CAP_IPC_LOCK CAP_DAC_READ_SEARCH
+# CAP_NET_ADMIN: for the rules that cut off a server that comes back beside its replica.
+CapabilityBoundingSet=CAP_BPF CAP_PERFMON CAP_SYS_ADMIN CAP_SYS_RESOURCE CAP_IPC_LOCK CAP_DAC_READ_SEARCH CAP_NET_ADMIN
 NoNewPrivileges=yes
 LockPersonality=yes
 RestrictNamespaces=yes

@@ -679,6 +679,12 @@ export const FailoverRequest = Type.Object({
     }),
   ),
   autoEnd: Type.Optional(Nullable(AutoEnd)),
+  isolateOnReturn: Type.Optional(
+    Type.Boolean({
+      description:
+        'when the source comes back beside its replica, its agent cuts it off from the network, all but the appliance, until the failover is undone',
+    }),
+  ),
   stopUnits: Type.Optional(StopUnits),
   powerOff: Type.Optional(
     Type.Boolean({
@@ -792,6 +798,7 @@ export const Failover = Type.Object({
       { description: 'of a test failover; no verdict while it runs, and when it was ended before' },
     ),
   ),
+  isolateOnReturn: Type.Boolean(),
   autoEnd: Nullable(
     Type.Object(
       {

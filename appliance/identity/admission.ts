@@ -84,6 +84,11 @@ export async function admit(
         identity.checkMachine(source, hello.machine);
         throw undError('UND_FENCE_LIFTED', { source: source.name, failover: handoverId });
       }
+      // One that is passive by its own record has not heard of that yet, or could not do it.
+      const isToIsolate = fence.name === 'stands' && fence.stage !== 'under way' && fence.isolate;
+      if (isToIsolate && handoverId === fence.failoverId && !hello.handover?.isolated) {
+        if (identity.isMachineOf(source, hello.machine)) throw fenced(source.name, fence);
+      }
       const isFinal = fence.name === 'stands' && fence.stage === 'final';
       if (isFinal && identity.isMachineOf(source, hello.machine)) return { sourceId };
     }

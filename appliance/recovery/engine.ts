@@ -303,6 +303,7 @@ export class FailoverEngine {
         plan,
         evenIfAlive: options.evenIfAlive,
         autoEnd: options.autoEnd,
+        isolateOnReturn: options.isolateOnReturn,
       });
       // Nothing has been changed yet; a planned one's source is still on, and is looked for when it is off.
       const evidence =

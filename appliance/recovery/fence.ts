@@ -22,15 +22,17 @@ export type Fence =
       replicaName: string;
       /** `final`: committed, the source has no job to go back to. */
       stage: 'under way' | 'over' | 'final';
+      /** The source is to cut itself off from the network. */
+      isolate: boolean;
     }
   /** The appliance was set back to before it, say. Whether the replica runs is not known. */
   | { name: 'unknown'; failoverId: string }
   | { name: 'lifted'; failoverId: string };
 
 const stands = (
-  { failoverId, replicaName }: FailoverRecord,
+  { failoverId, replicaName, isolateOnReturn = false }: FailoverRecord,
   stage: 'under way' | 'over' | 'final',
-): Fence => ({ name: 'stands', failoverId, replicaName, stage });
+): Fence => ({ name: 'stands', failoverId, replicaName, stage, isolate: isolateOnReturn });
 
 /** @param handoverId the failover that the source itself says it was handed over for */
 export function fenceOf(
@@ -62,4 +64,5 @@ export const fenced = (source: string, fence: Fence & { name: 'stands' }): UndEr
     source,
     replica: fence.replicaName,
     failover: fence.failoverId,
+    isolate: fence.isolate ? 'yes' : 'no',
   });

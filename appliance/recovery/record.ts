@@ -139,6 +139,8 @@ export interface FailoverRecord {
   plan?: HandoverPlan | null;
   /** The final mark, once it is durable. */
   final?: FinalPoint | null;
+  /** A source that comes back is told to cut itself off. */
+  isolateOnReturn?: boolean;
   /** The source was enrolled anew after its failover: it is a source like any other. */
   fenceLifted?: boolean;
   /** Addresses on which nobody may answer when the replica is powered on. Absent or empty: nothing is looked at. */
@@ -206,6 +208,8 @@ export interface StartOptions {
   evenIfAlive?: boolean;
   /** Null or absent: it stays as it is until a person decides. */
   autoEnd?: AutoEnd | null;
+  /** A source that comes back cuts itself off from the network. */
+  isolateOnReturn?: boolean;
 }
 
 const stepNames = (isOfMoment: boolean, isPlanned: boolean): FailoverStepName[] =>
@@ -217,7 +221,13 @@ export function newRecord(
   job: JobDescription,
   applianceVm: string,
   now: string,
-  { wanted = null, plan = null, evenIfAlive = false, autoEnd = null }: StartOptions = {},
+  {
+    wanted = null,
+    plan = null,
+    evenIfAlive = false,
+    autoEnd = null,
+    isolateOnReturn = false,
+  }: StartOptions = {},
   ids: { failoverId: string; vmUuid: string } = {
     failoverId: randomUUID(),
     vmUuid: randomUUID(),
@@ -233,6 +243,7 @@ export function newRecord(
     plan,
     final: null,
     powerOffAsked: false,
+    isolateOnReturn,
     autoEnd: autoEnd && { ...autoEnd, at: null },
     // One that stays on by its plan answers, of course.
     probe:
@@ -388,6 +399,7 @@ export function toApi(
     steps: record.steps.map((step) => ({ ...step })),
     point: { ...record.point, wanted: record.wanted?.sourceTime ?? null },
     test: record.test ? testToApi(record.test, record.vm.network) : null,
+    isolateOnReturn: record.isolateOnReturn ?? false,
     autoEnd: record.autoEnd ? { ...record.autoEnd, heldBack } : null,
     guestChanges: [
       ...record.guestChanges,

@@ -1011,6 +1011,7 @@ export async function startPageMock(options: PageMockOptions): Promise<PageMock>
         autoEnd: request.body.autoEnd
           ? { ...request.body.autoEnd, at: null, heldBack: null }
           : null,
+        isolateOnReturn: false,
         guestChanges: [],
         addresses: [],
         hasScreenshot: false,
@@ -1066,6 +1067,7 @@ export async function startPageMock(options: PageMockOptions): Promise<PageMock>
           checks: [],
         },
         autoEnd: null,
+        isolateOnReturn: false,
         guestChanges: [],
         addresses: [],
         hasScreenshot: false,

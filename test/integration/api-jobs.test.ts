@@ -388,6 +388,8 @@ t.test('a mirror on command compares and ends protected', async (t) => {
   await web1.kernel.write(0, MIB, Buffer.alloc(MIB, 'e'));
   const [, disk] = (await job()).disks;
   await lab.call('POST', `/api/jobs/${jobId}/mirror`, { diskId: disk!.diskId });
+  // It is protected until the agent has heard of it.
+  await until('the mirror', async () => /person/.test((await reason())[1] ?? ''));
   await waitFor('protected');
   t.match(await reason(), [before[0], 'a person asked for it'], 'the other disk is left alone');
   await untilSame();
@@ -413,6 +415,7 @@ t.test(
       lab.inject('POST', `/api/jobs/${jobId}/failover`, {
         kind: 'unplanned',
         confirm: 'web1-replica',
+        isolateOnReturn: true,
       });
     lab.stillAnswers = '192.0.2.5 takes connections';
     const alive = await start();
@@ -444,6 +447,11 @@ t.test(
     // Red without admission's look at the fence.
     await until('the source to be passive', async () => (await sourceState()) === 'passive');
     t.match(await web1.state.handover(), { stage: 'handed-over', failoverId });
+    await until('the source to be cut off', async () => web1.isolation);
+    t.match(web1.isolation, { peers: ['127.0.0.1'] }, 'all but the appliance');
+    // As after its reboot: the rules are gone, and come back without being told.
+    web1.isolation = null;
+    await until('the source to be cut off again', async () => web1.isolation);
 
     const undo = await lab.inject('POST', `/api/failovers/${failoverId}/undo`, {
       confirm: 'web1-replica',
@@ -452,6 +460,7 @@ t.test(
     await until('the undo', async () => (await failover()).state.name === 'undone');
     t.notOk(lab.host.vms.has('web1-replica'));
     await waitFor('protected');
+    t.equal(web1.isolation, null, 'it has its network again');
     await web1.kernel.write(0, 6 * MIB, Buffer.alloc(MIB, 'i'));
     await untilSame();
   },

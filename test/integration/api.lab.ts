@@ -8,7 +8,7 @@ import { request } from 'node:https';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { execa } from 'execa';
-import { AgentState } from '../../agent/config.ts';
+import { AgentState, type Isolation } from '../../agent/config.ts';
 import { AgentService } from '../../agent/service/run.ts';
 import { SourceStream } from '../../agent/source-stream.ts';
 import type { Inventory } from '../../appliance/api/schema.ts';
@@ -424,6 +424,8 @@ export class TestSource {
   /** Disks that are not there. */
   hidden = new Set<number>();
   readonly systemd: StandInSystemd;
+  /** Whether the server is cut off from its network; the real rules have a test of their own. */
+  isolation: Isolation | null = null;
   #service: AgentService | null = null;
   #running: Promise<unknown> = Promise.resolve();
 
@@ -533,6 +535,15 @@ export class TestSource {
       inventory: async () => this.inventory(),
       removeTraces: async () => [],
       systemctl: this.systemd.run,
+      isolator: {
+        isolate: async (isolation) => {
+          this.isolation = isolation;
+          return null;
+        },
+        release: async () => {
+          this.isolation = null;
+        },
+      },
       wait: (ms, signal) =>
         new Promise((resolve) => {
           const end = () => {

@@ -101,7 +101,10 @@ t.test('the unit yields to the work of its server and may do what capture needs'
   ]) {
     t.ok(unit.split('\n').includes(line), line);
   }
-  t.match(unit, /CapabilityBoundingSet=.*CAP_BPF.*CAP_PERFMON.*CAP_SYS_ADMIN.*CAP_SYS_RESOURCE/);
+  t.match(
+    unit,
+    /CapabilityBoundingSet=.*CAP_BPF.*CAP_PERFMON.*CAP_SYS_ADMIN.*CAP_SYS_RESOURCE.*CAP_NET_ADMIN/,
+  );
 });
 
 t.test(

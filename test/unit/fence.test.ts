@@ -52,6 +52,18 @@ t.test('by the newest failover, and what the source itself knows', async (t) => 
   }
 });
 
+// Red when nobody tells the agent, and when every failover isolates.
+t.test('only a failover that was asked to has the source cut itself off', async (t) => {
+  for (const isolateOnReturn of [true, false]) {
+    for (const phase of ['completed', 'committed'] as const) {
+      const fence = fenceOf([record('f1', phase, { isolateOnReturn })], 'web1', null);
+      t.match(fence, { name: 'stands', isolate: isolateOnReturn });
+      if (fence.name !== 'stands') continue;
+      t.equal(fenced('web1', fence).params.isolate, isolateOnReturn ? 'yes' : 'no');
+    }
+  }
+});
+
 t.test('several failovers, other sources, enrolled anew', async (t) => {
   t.equal(shape([record('f1', 'undone'), record('f2', 'completed')], 'f1'), 'stands, over');
   t.equal(shape([record('f1', 'undone'), record('f2', 'running')], 'f1'), 'lifted');

@@ -122,6 +122,7 @@ const failover = (change: Partial<Failover>): Failover => ({
     ],
   },
   autoEnd: null,
+  isolateOnReturn: false,
   guestChanges: ['fstab: "a" & b'],
   addresses: [],
   hasScreenshot: true,

@@ -318,6 +318,11 @@ export function FailoverPage() {
                         )}
                       </Fact>
                     )}
+                    {failover.isolateOnReturn && (
+                      <Fact term="If the source comes back" id="failover-isolates">
+                        it cuts itself off from the network
+                      </Fact>
+                    )}
                     <Fact term="Report">
                       <a
                         id="failover-report"

@@ -41,6 +41,7 @@ export function FailoverDialog(props: {
   const [evenIfAlive, setEvenIfAlive] = useState(false);
   const [ending, setEnding] = useState(() => autoEndFields(null));
   const autoEnd = autoEndOf(ending);
+  const [isolateOnReturn, setIsolate] = useState(false);
   const planned = sourceLives && fields.kind === 'planned';
   const [chosen, setChosen] = useState(() => chosenPoint(props.atMs ?? null, Date.now()));
   const point = planned ? 'newest' : chosenMoment(chosen);
@@ -69,8 +70,16 @@ export function FailoverDialog(props: {
                   stopUnits: units.units,
                   powerOff: fields.powerOff,
                   autoEnd,
+                  isolateOnReturn,
                 }
-              : { kind: 'unplanned', confirm, point: point ?? undefined, evenIfAlive, autoEnd },
+              : {
+                  kind: 'unplanned',
+                  confirm,
+                  point: point ?? undefined,
+                  evenIfAlive,
+                  autoEnd,
+                  isolateOnReturn,
+                },
           )
           .catch((error) => {
             if (error instanceof ApiFailure && error.error.code === 'UND_FAILOVER_SOURCE_ALIVE') {
@@ -97,6 +106,13 @@ export function FailoverDialog(props: {
         <Form onSubmit={(event) => event.preventDefault()}>
           {!planned && <PointChoice job={job} chosen={chosen} set={setChosen} />}
           <AutoEndForm fields={ending} set={setEnding} />
+          <Checkbox
+            id="failover-isolate"
+            label="If the source server comes back, it cuts itself off from the network"
+            description="Its agent leaves only the way to the appliance open, until the failover is undone. It needs nftables there."
+            isChecked={isolateOnReturn}
+            onChange={(_event, checked) => setIsolate(checked)}
+          />
         </Form>
         <div
           id="failover-loss"
