@@ -487,6 +487,12 @@ export const ERRORS = {
     hint: 'Choose an overlay.',
     httpStatus: 409,
   },
+  UND_HV_NO_CONTROLLER: {
+    message:
+      'VM {vm} has no virtio-scsi controller to attach disks to, and takes none while it runs: {reason}.',
+    hint: 'Shut the VM down (a restart from inside is not enough), look with virsh dumpxml that its definition has <controller type="scsi" model="virtio-scsi"/> (it was put there if libvirt allowed it), and start the VM again.',
+    httpStatus: 409,
+  },
   UND_HV_NO_MEMORY: {
     message: 'The target host has not enough memory to start VM {vm}: {reason}.',
     hint: 'Free memory on the target host, or give the VM less.',

@@ -59,7 +59,8 @@ export interface Hypervisor {
    * system can do direct I/O, else writeback; never unsafe.
    * Attaching what is attached already under the same serial is no error.
    * Throws `UND_HV_VM_NOT_FOUND`, `UND_HV_VM_NOT_RUNNING`, `UND_HV_DISK_NOT_FOUND`, `UND_HV_DISK_IN_USE` (another VM
-   * holds it, or the serial belongs to another disk of this VM), `UND_HV_BAD_SERIAL`.
+   * holds it, or the serial belongs to another disk of this VM), `UND_HV_BAD_SERIAL`, `UND_HV_NO_CONTROLLER` (the VM
+   * must be powered off and on once before it takes disks).
    */
   attachDisk(vm: string, disk: DiskRef, options: AttachOptions): Promise<AttachedDisk>;
 

@@ -71,6 +71,7 @@ lab_virt_type() {
     return
   fi
   if [ -w /dev/kvm ]; then
+    echo "trying whether a guest runs under KVM here (20 s at most)" >&2
     log=$(mktemp)
     timeout -s KILL 30 qemu-system-x86_64 -M q35 -accel kvm -cpu host -m 256 -display none -nodefaults \
       -no-user-config -no-reboot -serial stdio \

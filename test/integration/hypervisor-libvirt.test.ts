@@ -6,6 +6,7 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { execa } from 'execa';
 import t from 'tap';
+import type { DiskRef } from '../../appliance/hypervisor/hypervisor.ts';
 import { LibvirtHypervisor } from '../../appliance/hypervisor/libvirt/libvirt-hypervisor.ts';
 import { localTransport, sshTransport } from '../../appliance/hypervisor/libvirt/transport.ts';
 import { type Fixture, hypervisorConformance } from './hypervisor-conformance.ts';
@@ -86,6 +87,89 @@ fixture = {
 const ready = fixture;
 
 hypervisorConformance(() => ready);
+
+// Red without the verb controller-add: libvirt makes up an lsilogic controller for the first disk, or refuses it.
+t.test(
+  'an imported appliance has no virtio-scsi controller: it is given one, or told how to get one',
+  { timeout: 240_000 },
+  async (t) => {
+    const pool = one.poolDir;
+    for (const [machine, controllers] of [
+      ['pc', `<controller type='scsi' index='0' model='lsilogic'/>`],
+      // Its PCIe ports are filled below: nothing more can be added while it runs.
+      ['q35', ''],
+    ]) {
+      const vm = `imported-${machine}`;
+      await one.exec([
+        ...['qemu-img', 'create', '-q', '-f', 'qcow2', `${pool}/${vm}-system.qcow2`, '1M'],
+      ]);
+      await one.exec(
+        ['virsh', 'define', '/dev/stdin'],
+        `<domain type='qemu'><name>${vm}</name><memory unit='MiB'>32</memory>
+        <os><type arch='x86_64' machine='${machine}'>hvm</type></os><features><acpi/></features>
+        <devices><disk type='file' device='disk'><driver name='qemu' type='qcow2'/>
+          <source file='${pool}/${vm}-system.qcow2'/><target dev='hda' bus='${machine === 'pc' ? 'ide' : 'sata'}'/></disk>
+          ${controllers}<memballoon model='none'/></devices></domain>`,
+      );
+      const start = () => one.exec(['virsh', 'start', '--paused', vm]);
+      await start();
+      const config = join(one.dir, `host/etc/${vm}.json`);
+      await writeFile(
+        config,
+        JSON.stringify({ appliance: vm, pools: '*', networks: '*', virtType: 'qemu' }),
+      );
+      const hypervisor = new LibvirtHypervisor(
+        localTransport({
+          command: [
+            ...one.launcher,
+            ...['/usr/bin/python3', '-I', join(one.dir, 'host/lib/understudy-host-shell'), config],
+          ],
+        }),
+      );
+      t.teardown(() => hypervisor.close());
+      const disks: DiskRef[] = [];
+      for (const n of [1, 2]) {
+        disks.push(
+          await hypervisor.createDisk({ pool: 'default', name: `${vm}-${n}`, sizeBytes: 1 << 20 }),
+        );
+      }
+      const attach = (n: number) =>
+        hypervisor.attachDisk(vm, disks[n]!, { serial: `u${machine}${n}` });
+      if (machine === 'q35') {
+        const filler = `<rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>`;
+        const fill = () => one.exec(['virsh', 'attach-device', vm, '/dev/stdin', '--live'], filler);
+        let ports = 0;
+        while (ports < 32 && (await fill().catch(() => false))) ports++;
+        t.ok(ports < 32, `${ports} free ports were filled`);
+        const refusal = { code: 'UND_HV_NO_CONTROLLER', params: { vm } };
+        await t.rejects(attach(0), { ...refusal, params: { reason: /PCI/ } });
+        await t.rejects(attach(0), { ...refusal, params: { reason: /not powered off/ } });
+        await one.exec(['virsh', 'destroy', vm]);
+        await start();
+      }
+      await attach(0);
+      await attach(1);
+      const kinds = async (...options: string[]) =>
+        [
+          ...(await one.exec(['virsh', 'dumpxml', ...options, vm])).matchAll(
+            /<controller type='scsi' .*model='([^']*)'/g,
+          ),
+        ].map((found) => found[1]);
+      const expected = machine === 'pc' ? ['lsilogic', 'virtio-scsi'] : ['virtio-scsi'];
+      t.same(await kinds(), expected, `${machine}: as it runs`);
+      t.same(await kinds('--inactive'), expected, `${machine}: for its next start`);
+      t.same(
+        (await hypervisor.listAttachedDisks(vm)).slice(1).map((disk) => [disk.serial, disk.bus]),
+        [
+          [`u${machine}0`, 'scsi'],
+          [`u${machine}1`, 'scsi'],
+        ],
+      );
+      await one.exec(['virsh', 'destroy', vm]);
+      await one.exec(['virsh', 'undefine', vm]);
+    }
+  },
+);
 
 const overSsh = (changes: { port?: number; knownHostsFile?: string; keyFile?: string }) =>
   new LibvirtHypervisor(

@@ -14,7 +14,8 @@ mkdir -p "$out" "$UNDERSTUDY_ROOT/build/logs"
 work=$(mktemp -d "$out/work.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 tree=$work/tree
-tree_bootstrap "$tree" \
+_told() { echo "$(grep -c ' status installed ' "$tree/var/log/dpkg.log") packages set up"; }
+still "the unmodified host's Debian" _told tree_bootstrap "$tree" \
   linux-image-cloud-amd64,initramfs-tools,systemd-sysv,udev,dbus,kmod,iproute2,procps,openssh-server,python3,apparmor,libvirt-daemon-system,libvirt-clients,libvirt-daemon-driver-qemu,qemu-system-x86,qemu-utils,ovmf,dnsmasq-base,iptables \
   "$UNDERSTUDY_ROOT/build/logs/unmodified-host.log"
 [ -f "$out/key" ] || ssh-keygen -q -t ed25519 -N '' -C unmodified-host -f "$out/key"

@@ -1,18 +1,26 @@
-/** scripts/deploy against real libvirt and sshd in a lab, as far as it comes without booting anything. Needs root. */
-import { mkdtemp, readFile, rm } from 'node:fs/promises';
+/**
+ * scripts/deploy against real libvirt and sshd in a lab: what it refuses, and what it does. In place of the appliance a
+ * boot sector says on the serial console what the appliance's banner says and hears the power button, and a server of
+ * the lab answers at the page's address; image-deploy.long.ts does it with the real image. Needs root.
+ */
+import { spawn } from 'node:child_process';
+import { mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { execa } from 'execa';
 import t, { type Test } from 'tap';
-import { ROOT, startLab } from './hypervisor-lab.ts';
+import { bootSectorImage } from './boot-sector.ts';
+import { ROOT, startLab, waitFor } from './hypervisor-lab.ts';
 
-t.setTimeout(300_000);
+t.setTimeout(900_000);
 const lab = await startLab('deploytest');
 t.teardown(() => lab.down());
 const work = await mkdtemp(join(tmpdir(), 'deploy-test-'));
 t.teardown(() => rm(work, { recursive: true, force: true }));
-const image = join(work, 'understudy-appliance-0.0.1.qcow2');
-await execa('qemu-img', ['create', '-q', '-f', 'qcow2', image, '16M']);
+
+const PAGE = '192.168.150.40';
+const banner = `\r\nUnderstudy appliance\r\n  The page:     https://${PAGE}/\r\n`;
+const image = await bootSectorImage(work, '0.0.1', banner);
 const keys = join(lab.dir, 'ssh/authorized_keys');
 const keysBefore = await readFile(keys, 'utf8');
 
@@ -141,4 +149,213 @@ t.test('a data disk of an earlier appliance is not touched without a word', asyn
   );
   await lab.exec(['virsh', 'vol-delete', '--pool', 'default', 'appliance-understudy-data.qcow2']);
   await untouched(t);
+});
+
+/** A server of the lab, at the page's address once the lab has that: the CA's certificate over TLS, which is what deploy asks for. */
+const pem = join(work, 'page.pem');
+await execa('openssl', [
+  ...['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes'],
+  ...['-subj', '/CN=stand-in', '-keyout', pem, '-out', `${pem}.crt`],
+]);
+const pageAt = (address: string) =>
+  lab.exec(['ip', 'address', 'replace', `${address}/32`, 'dev', 'virbr0']);
+async function startPage(): Promise<void> {
+  const [enter = '', ...inside] = lab.launcher;
+  const program = `
+import http.server, ssl, sys
+class Page(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = open(sys.argv[1], "rb").read() if self.path == "/api/ca.pem" else b""
+        self.send_response(200 if body else 404)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+server = http.server.ThreadingHTTPServer(("", 443), Page)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(sys.argv[1], sys.argv[2])
+server.socket = context.wrap_socket(server.socket, server_side=True)
+server.serve_forever()`;
+  // It ends with the lab.
+  spawn(enter, [...inside, 'python3', '-Ic', program, `${pem}.crt`, pem], {
+    stdio: ['ignore', 'ignore', 'inherit'],
+  });
+}
+
+const VM = 'understudy';
+const DATA = join(lab.poolDir, 'appliance-understudy-data.qcow2');
+const virsh = (...args: string[]) => lab.exec(['virsh', ...args]);
+const ours = async () => (await readFile(keys, 'utf8')).replace(keysBefore, '').trim().split('\n');
+const volumes = async () =>
+  (await virsh('vol-list', 'default')).match(/appliance-\S+(?=\s+\/)/g)?.sort();
+/** Source files of the VM's disks, by serial; the empty drive has none. */
+async function disksOf(...options: string[]): Promise<Record<string, string>> {
+  const xml = await virsh('dumpxml', ...options, VM);
+  const found = [...xml.matchAll(/<disk [\s\S]*?<\/disk>/g)].map(([disk]) => [
+    /<serial>(.*)<\/serial>/.exec(disk)?.[1] ?? 'cd',
+    /<source file='([^']*)'/.exec(disk)?.[1] ?? '',
+  ]);
+  return Object.fromEntries(found);
+}
+const system = (version: string) =>
+  join(lab.poolDir, `appliance-understudy-system-${version}.qcow2`);
+/** What the host lets the holder of the key do that the appliance got. */
+async function withKey(key: string, command: string): Promise<string> {
+  const [enter = '', ...inside] = lab.launcher;
+  const { stdout } = await execa(
+    enter,
+    [
+      ...[...inside, 'ssh', '-i', key, '-o', 'IdentitiesOnly=yes', '-o', 'BatchMode=yes'],
+      ...['-o', `UserKnownHostsFile=${join(lab.dir, 'ssh/known_hosts')}`],
+      ...['root@192.168.150.1', command],
+    ],
+    { reject: false, stdin: 'ignore' },
+  );
+  return stdout;
+}
+/** The settings that the appliance finds on its CD-ROM, while that is there. */
+async function settings(file: string): Promise<string> {
+  const iso = join(lab.poolDir, 'appliance-understudy-settings.iso');
+  return waitFor(`${file} on the CD-ROM`, async () => {
+    const { stdout } = await execa('isoinfo', ['-R', '-i', iso, '-x', `/${file}`]);
+    return stdout !== '' && stdout;
+  });
+}
+const running = () =>
+  waitFor('the VM to run', async () => (await virsh('domstate', VM)).trim() === 'running');
+
+t.test('deploys over SSH, with DHCP: the appliance gets a key that opens one thing', async (t) => {
+  const json = join(work, 'deployed.json');
+  const deployed = deploy(...WHERE, ...HOW, '--json', json);
+  await running();
+  t.equal(await settings('network'), 'HOSTNAME=understudy', 'no address: DHCP');
+  const host = JSON.parse(await settings('host/host.json'));
+  t.match(host, { transport: 'ssh', address: '192.168.150.1', port: 22, user: 'root' });
+  t.equal(host.applianceVmName, VM);
+  t.match(await readFile(join(lab.dir, 'ssh/host_key.pub'), 'utf8'), host.hostKey);
+  const key = join(work, 'appliance_key');
+  await writeFile(key, `${await settings('host/id_ed25519')}\n`, { mode: 0o600 });
+  t.match(JSON.parse(await withKey(key, '{"verb":"vm-list"}')), {
+    ok: true,
+    result: [{ name: VM, role: 'appliance' }],
+  });
+  t.match(JSON.parse(await withKey(key, 'id')), { ok: false, code: 'UND_HV_REFUSED' });
+
+  await startPage();
+  await pageAt(PAGE);
+  const { code, said } = await deployed;
+  t.equal(code, 0, said);
+  const { stdout } = await execa('openssl', [
+    ...['x509', '-in', `${pem}.crt`, '-noout', '-fingerprint', '-sha256'],
+  ]);
+  const caSha256 = stdout.split('=')[1];
+  t.match(JSON.parse(await readFile(json, 'utf8')), {
+    url: `https://${PAGE}/`,
+    address: PAGE,
+    caSha256,
+    vm: VM,
+    version: '0.0.1',
+  });
+  t.match(said, `Its CA, SHA-256: ${caSha256}`);
+  t.same(await volumes(), [
+    'appliance-understudy-data.qcow2',
+    'appliance-understudy-system-0.0.1.qcow2',
+  ]);
+  t.same(await disksOf('--inactive'), {
+    'understudy-system': system('0.0.1'),
+    'understudy-data': DATA,
+    cd: '',
+  });
+  t.equal((await disksOf()).cd, '', 'the CD-ROM with the key is out of the running VM too');
+  const xml = await virsh('dumpxml', '--inactive', VM);
+  t.match(xml, /<controller type='scsi' index='0' model='virtio-scsi'>/);
+  t.match(await virsh('dominfo', VM), /Autostart: +enable/);
+  t.ok((await stat(DATA)).blocks * 512 >= 1 << 30, 'the journal has its room');
+  const lines = await ours();
+  t.equal(lines.length, 1);
+  t.match(
+    lines[0],
+    /^command="\/usr\/bin\/python3 -I \S+ \S+\/understudy\.json",restrict ssh-ed25519 /,
+  );
+});
+
+for (const [version, what, says, dies, why] of [
+  [
+    '0.0.2',
+    'says that it has a problem',
+    '\r\n  PROBLEM:      the state is of a newer version\r\n',
+    false,
+    /says: the state is of a newer version/,
+  ],
+  ['0.0.3', 'powers off', '\r\nKernel panic\r\n', true, /has powered off/],
+] as const) {
+  // Red when deploy only starts what is defined: then the new system runs again.
+  t.test(`an upgrade to a system that ${what} goes back to the old one`, async (t) => {
+    const before = { keys: await readFile(keys, 'utf8'), volumes: await volumes() };
+    const bad = await bootSectorImage(work, version, says, dies);
+    const { code, said } = await deploy('--upgrade', '--image', bad);
+    t.not(code, 0);
+    t.match(said, why);
+    t.match(said, /-0\.0\.1\.qcow2, runs again and its page answers/);
+    t.equal((await virsh('domstate', VM)).trim(), 'running');
+    t.equal((await disksOf())['understudy-system'], system('0.0.1'));
+    t.equal((await disksOf('--inactive'))['understudy-system'], system('0.0.1'));
+    t.same(await volumes(), before.volumes, 'the new disk is gone');
+    t.equal(await readFile(keys, 'utf8'), before.keys);
+  });
+}
+
+t.test('an upgrade swaps the system disk and nothing else', async (t) => {
+  const before = { keys: await readFile(keys, 'utf8'), data: (await stat(DATA)).ino };
+  const next = await bootSectorImage(work, '0.0.4', banner);
+  const { code, said } = await deploy('--upgrade', '--image', next);
+  t.equal(code, 0, said);
+  t.same(await volumes(), [
+    'appliance-understudy-data.qcow2',
+    'appliance-understudy-system-0.0.4.qcow2',
+  ]);
+  t.equal((await disksOf())['understudy-system'], system('0.0.4'));
+  t.equal((await disksOf('--inactive'))['understudy-system'], system('0.0.4'));
+  t.equal((await disksOf())['understudy-data'], DATA);
+  t.equal((await stat(DATA)).ino, before.data);
+  t.equal(await readFile(keys, 'utf8'), before.keys);
+  t.match(await virsh('dominfo', VM), /Autostart: +enable/);
+});
+
+t.test('--adopt takes the data disk as it is, with a new key and a fixed address', async (t) => {
+  const [oldLine] = await ours();
+  await virsh('destroy', VM);
+  await virsh('undefine', VM);
+  // At its end: the first blocks of the file are libvirt's.
+  const pattern = ['-f', 'qcow2', '-c'];
+  await execa('qemu-io', [...pattern, 'write -P 0x5a 900M 64k', DATA]);
+  const address = '192.168.150.41';
+  const fixed = [
+    '--ip',
+    `${address}/24`,
+    '--gateway',
+    '192.168.150.1',
+    '--dns',
+    '192.0.2.1,192.0.2.2',
+  ];
+  const deployed = deploy(...WHERE, ...fixed, '--image', image, '--adopt');
+  await running();
+  t.equal(
+    await settings('network'),
+    `HOSTNAME=understudy\nADDRESS=${address}/24\nGATEWAY=192.168.150.1\nDNS=192.0.2.1 192.0.2.2`,
+  );
+  await pageAt(address);
+  const { code, said } = await deployed;
+  t.equal(code, 0, said);
+  t.equal((await disksOf())['understudy-data'], DATA);
+  const read = await execa('qemu-io', ['-U', '-r', ...pattern, 'read -P 0x5a 900M 64k', DATA]);
+  t.notMatch(read.stdout, /verification failed/);
+  const lines = await ours();
+  t.equal(lines.length, 1, 'the old key is out');
+  t.not(lines[0], oldLine);
+  await virsh('destroy', VM);
+  await virsh('undefine', VM);
+  await virsh('vol-delete', '--pool', 'default', 'appliance-understudy-data.qcow2');
+  const none = await deploy(...WHERE, ...HOW, '--adopt');
+  t.not(none.code, 0);
+  t.match(none.said, /--adopt: the pool default has no data disk/);
 });

@@ -128,6 +128,16 @@ t.test('what the driver sends is accepted', { timeout: 600_000 }, async (t) => {
   t.match(await ask({ verb: 'disk-detach', vm: APPLIANCE, serial: 'uevil' }), { ok: true });
 });
 
+t.test('a controller is added to a VM of its own that has none, and to no other', async (t) => {
+  const before = await exec(['virsh', 'dumpxml', APPLIANCE]);
+  t.match(await ask({ verb: 'controller-add', vm: 'foreign' }), refused);
+  t.same(await ask({ verb: 'controller-add', vm: APPLIANCE }), {
+    ok: true,
+    result: { live: true },
+  });
+  t.equal(await exec(['virsh', 'dumpxml', APPLIANCE]), before, 'one is enough');
+});
+
 t.test("somebody else's VM on one of our disks is named, and nothing more", async (t) => {
   const name = 'understudy-theirs.qcow2';
   const disks = [{ pool: POOL, name }];

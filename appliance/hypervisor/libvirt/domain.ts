@@ -52,15 +52,10 @@ export function isCode(error: unknown, ...codes: string[]): boolean {
   );
 }
 
-/** The first free slot of the VM's first virtio-scsi controller. Throws UND_HV_UNSUPPORTED when it has none. */
-export function freeSlot(vm: string, domain: ParsedDomain): Slot {
+/** The first free slot of the VM's first virtio-scsi controller; undefined when it has none. */
+export function freeSlot(domain: ParsedDomain): Slot | undefined {
   const controller = domain.virtioScsi[0];
-  if (controller === undefined) {
-    throw undError('UND_HV_UNSUPPORTED', {
-      what: `attaching disks to VM ${vm}`,
-      reason: 'the VM has no virtio-scsi controller',
-    });
-  }
+  if (controller === undefined) return undefined;
   const taken = new Set(domain.disks.map((disk) => disk.target));
   const addresses = new Set(
     domain.disks
@@ -71,6 +66,24 @@ export function freeSlot(vm: string, domain: ParsedDomain): Slot {
     const slot = slotNumber(n, controller);
     if (!taken.has(slot.target) && !addresses.has(`${slot.scsiTarget}:${slot.unit}`)) return slot;
   }
+}
+
+/**
+ * A free slot of the running VM. A VM without a virtio-scsi controller is given one: an appliance that was imported from
+ * its OVA has none, because importers agree on no name for it. Throws UND_HV_NO_CONTROLLER when the VM takes none before
+ * its next start.
+ */
+export async function slotFor(
+  transport: Transport,
+  vm: string,
+  domain: ParsedDomain,
+): Promise<Slot> {
+  const free = freeSlot(domain);
+  if (free) return free;
+  const { reason } = asFields(await transport.call('controller-add', { vm }));
+  const now = freeSlot(await readDomain(transport, vm));
+  if (now) return now;
+  throw undError('UND_HV_NO_CONTROLLER', { vm, reason: String(reason ?? 'libvirt said nothing') });
 }
 
 /**

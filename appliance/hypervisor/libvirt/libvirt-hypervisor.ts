@@ -21,12 +21,12 @@ import { checkName, checkSerial, volumeName } from '../names.ts';
 import { asDiskRef, asFields, asList, number, text } from './answer.ts';
 import {
   detachUntilGone,
-  freeSlot,
   isCode,
   parseAddresses,
   readDomain,
   readState,
   shutDown,
+  slotFor,
   stateOf,
 } from './domain.ts';
 import { buildDiskXml, buildDomainXml, type DiskElement } from './domain-xml-build.ts';
@@ -130,7 +130,7 @@ export class LibvirtHypervisor implements Hypervisor {
           serial,
           readOnly: options.readOnly ?? false,
           cache: directIo ? 'none' : 'writeback',
-          slot: freeSlot(vm, domain),
+          slot: await slotFor(this.#transport, vm, domain),
         }),
       });
       return this.#findAttached(vm, serial);

@@ -30,6 +30,7 @@ export type Verb =
   | 'disk-users'
   | 'disk-resize'
   | 'disk-delete'
+  | 'controller-add'
   | 'disk-attach'
   | 'disk-detach'
   | 'disk-snapshot'
