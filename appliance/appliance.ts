@@ -9,6 +9,7 @@ import { hostname, networkInterfaces } from 'node:os';
 import { join } from 'node:path';
 import type { FastifyInstance } from 'fastify';
 import { Value } from 'typebox/value';
+import { FEATURE_CLOCK } from '../protocol/control.ts';
 import { asUndError, undError } from '../protocol/errors.ts';
 import { VERSION } from '../protocol/version.ts';
 import { createServer, registerApi } from './api/app.ts';
@@ -24,6 +25,10 @@ import { EventHub } from './control/event-hub.ts';
 import { HostService } from './control/host-service.ts';
 import type { Logger } from './control/logger.ts';
 import { SourceService } from './control/source-service.ts';
+import { SourceClocks } from './groups/clocks.ts';
+import { GroupService } from './groups/group-service.ts';
+import { memberEngine } from './groups/member-engine.ts';
+import { GroupRunner } from './groups/runner.ts';
 import type { Hypervisor } from './hypervisor/hypervisor.ts';
 import { admit } from './identity/admission.ts';
 import { CertificateAuthority } from './identity/certificate-authority.ts';
@@ -36,6 +41,7 @@ import { type AgentSession, createAgentServer } from './receive/agent-server.ts'
 import { FailoverEngine, type FailoverEngineOptions } from './recovery/engine.ts';
 import { type Fence, fenced } from './recovery/fence.ts';
 import { handoverPlan } from './recovery/handover-plan.ts';
+import { retryDelayMs } from './recovery/planner.ts';
 import { TestScheduler } from './recovery/test-schedule.ts';
 import type { GuestPreparer } from './recovery/types.ts';
 import type { ApplianceAddress } from './sources/installer.ts';
@@ -46,6 +52,7 @@ import { openDatabase } from './state/database.ts';
 import { EnrolTokenStore } from './state/enrol-tokens.ts';
 import { FailoverRecordStore } from './state/failovers.ts';
 import { writeFileDurably } from './state/files.ts';
+import { GroupStore } from './state/groups.ts';
 import { HostKeyStore } from './state/host-keys.ts';
 import { JobStore } from './state/jobs.ts';
 import { LabelStore } from './state/labels.ts';
@@ -79,6 +86,8 @@ export interface Outside {
   certificateCheckMs?: number;
   /** How often to look whether a scheduled test failover is due. Default one minute. */
   testPollMs?: number;
+  /** How often the sources' clocks are compared with the appliance's. Default 10 s. */
+  clockPollMs?: number;
   now?: () => number;
 }
 
@@ -243,20 +252,22 @@ export async function startAppliance(
         .catch((error) => log.error({ err: error }, 'a completed failover was not recorded'));
     } else if (name === 'failed' || name === 'undone') job.kick();
   };
+  const handleOf = (jobId: string) => {
+    const job = jobs.find(jobId) && jobs.actor(jobId);
+    return job ? jobHandle(job, sources) : endedJob(jobId);
+  };
   const engine: FailoverEngine | null = outside.hypervisor
     ? new FailoverEngine({
         hypervisor: outside.hypervisor,
         store: new FailoverRecordStore(db),
         preparer: outside.preparer,
         evidenceFolder: join(config.dataDir, 'evidence'),
-        job: (jobId) => {
-          const job = jobs.find(jobId) && jobs.actor(jobId);
-          return job ? jobHandle(job, sources) : endedJob(jobId);
-        },
+        job: handleOf,
         onChange: (failover) => {
           events.publish({ type: 'failover', failover });
           tellJob(failover);
           events.jobChanged(failover.jobId);
+          runner.memberChanged(failover);
         },
         onAutoEnd: ({ failoverId, replicaName, autoEnd }, act) =>
           audit.add({
@@ -274,6 +285,39 @@ export async function startAppliance(
     if (!engine) throw undError('UND_HOST_NOT_CONFIGURED');
     return engine;
   };
+
+  const groupStore = new GroupStore(db);
+  const members = memberEngine({
+    engine: failoverEngine,
+    hypervisor: () => host.hypervisor,
+    job: handleOf,
+    settings: (jobId) => jobs.get(jobId).settings,
+  });
+  const runner: GroupRunner = new GroupRunner({
+    store: groupStore,
+    engine: { ...members, find: (failoverId) => engine?.find(failoverId) ?? null },
+    changed: (run) => {
+      events.publish({ type: 'group-run', run: runner.view(run) });
+      groups.told(run.groupId);
+    },
+    log,
+    retryDelayMs: (code, attempt, elapsedMs) => retryDelayMs(code, attempt, elapsedMs, 'forward'),
+    newId: randomUUID,
+  });
+  const clocks = new SourceClocks({
+    store: groupStore,
+    sessions: () =>
+      [...agents.sessions.values()].filter(({ hello }) => hello.features?.includes(FEATURE_CLOCK)),
+    pollMs: outside.clockPollMs,
+  });
+  const groups: GroupService = new GroupService({
+    store: groupStore,
+    jobs,
+    clocks,
+    runner,
+    events,
+    check: members.check,
+  });
 
   const agentTls = () => ({ key: tls.keyPem, cert: tls.certPem, ca: ca.caPem });
   const agents = createAgentServer({
@@ -319,6 +363,7 @@ export async function startAppliance(
     sources,
     jobs,
     points: new PointService(jobs, new LabelStore(db)),
+    groups,
     host,
     events,
     failovers: {
@@ -373,9 +418,13 @@ export async function startAppliance(
   // Order matters: failovers say which disks are theirs before jobs take up the rest; agents come when all is ready.
   sources.recover();
   await engine?.load();
+  runner.load();
   jobs.start();
   for (const failover of engine?.list() ?? []) tellJob(failover);
   engine?.resumeAll();
+  if (engine) runner.resumeAll();
+  groups.start();
+  clocks.start();
   const tests = new TestScheduler({
     jobs: () =>
       jobs.list().map(({ jobId, state, settings }) => ({
@@ -427,6 +476,9 @@ export async function startAppliance(
       clearInterval(certificateTimer);
       sources.close();
       tests.close();
+      clocks.close();
+      groups.close();
+      runner.close();
       await app.close();
       await engine?.close();
       await agents.close();

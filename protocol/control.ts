@@ -125,6 +125,8 @@ export const FEATURE_POINTS = 'points';
 export const FEATURE_VERIFY = 'verify';
 /** The agent hands its machine over in a planned failover, and stays passive after one. */
 export const FEATURE_HANDOVER = 'handover';
+/** The agent answers `clockRequest`. */
+export const FEATURE_CLOCK = 'clock';
 export const InventoryReply = message('inventory', {
   requestId: Id,
   inventory: Type.Optional(Type.Unknown()),
@@ -224,6 +226,11 @@ export const HandoverCancelled = message('handoverCancelled', {
   started: Type.Optional(UnitNames),
   error: Type.Optional(ErrorMessage),
 });
+/** The source's wall clock, read between the request and this answer: what frames are annotated with. */
+export const Clock = message('clock', {
+  requestId: Id,
+  wallMs: Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER }),
+});
 export const RenewCertificate = message('renewCertificate', {
   requestId: Id,
   csr: Type.String({ maxLength: 16_384 }),
@@ -242,6 +249,7 @@ export const Welcome = message('welcome', {
 /** The agent is not served; the connection is closed after it. */
 export const Refused = message('refused', { error: ErrorMessage });
 export const InventoryRequest = message('inventoryRequest', { requestId: Id });
+export const ClockRequest = message('clockRequest', { requestId: Id });
 export const ConfigureJob = message('configureJob', {
   jobId: Id,
   journalId: Id,
@@ -364,6 +372,8 @@ const SCHEMAS = {
   ack: Ack,
   cancelHandover: CancelHandover,
   certificate: Certificate,
+  clock: Clock,
+  clockRequest: ClockRequest,
   configureJob: ConfigureJob,
   diskResized: DiskResized,
   finalMark: FinalMark,

@@ -359,6 +359,41 @@ export const ERRORS = {
     hint: 'Check that the mount point is a local file system that is not frozen by someone else.',
     httpStatus: 409,
   },
+  UND_GROUP_EMPTY: {
+    message: 'Group {group} has no members.',
+    hint: 'Put jobs into it first.',
+    httpStatus: 409,
+  },
+  UND_GROUP_MEMBER: {
+    message: 'Job {job} is in group {group} already.',
+    hint: 'A job is in one group at most: take it out of the other one first.',
+    httpStatus: 409,
+  },
+  UND_GROUP_MEMBER_LEFT: {
+    message: 'The failover of {member} was taken back while group {group} was being failed over.',
+    hint: 'Undo the failover of the whole group, or let it go on, which fails that member over again.',
+    httpStatus: 409,
+  },
+  UND_GROUP_NAME: {
+    message: 'There is a group {name} already.',
+    hint: 'Choose another name.',
+    httpStatus: 409,
+  },
+  UND_GROUP_NO_POINT: {
+    message: 'Group {group} cannot be recovered to one moment: {reason}.',
+    hint: 'Look at the common timeline of the group. A member can still be failed over on its own.',
+    httpStatus: 409,
+  },
+  UND_GROUP_RUNNING: {
+    message: 'Group {group} is being failed over, or waits for a decision about it.',
+    hint: 'Commit or undo that failover first.',
+    httpStatus: 409,
+  },
+  UND_GROUP_STATE: {
+    message: 'The failover of group {group} is {state}: it cannot be {act}.',
+    hint: "Look at the failover's present state.",
+    httpStatus: 409,
+  },
   UND_GUEST_DEVICE_NAME: {
     message: '{file} names the device {device}, which the replica does not have.',
     hint: 'Change it to a UUID or label in the source server, or by hand in the replica.',

@@ -10,6 +10,7 @@ import {
   type ControlMessage,
   type ControlOf,
   type ErrorMessage,
+  FEATURE_CLOCK,
   FEATURE_HANDOVER,
   FEATURE_POINTS,
   FEATURE_VERIFY,
@@ -358,7 +359,7 @@ export class AgentService {
       agentVersion: AGENT_VERSION,
       machine,
       passive: role.role === 'passive' ? { reason: role.reason } : null,
-      features: [FEATURE_POINTS, FEATURE_VERIFY, FEATURE_HANDOVER],
+      features: [FEATURE_POINTS, FEATURE_VERIFY, FEATURE_HANDOVER, FEATURE_CLOCK],
       handover: handover && { failoverId: handover.failoverId, isolated: handover.isolated },
     });
     return { welcomed: welcome.promise, ended: end.promise };
@@ -380,6 +381,9 @@ export class AgentService {
     switch (message.type) {
       case 'inventoryRequest':
         this.#answerInventory(link, message.requestId);
+        return;
+      case 'clockRequest':
+        link.send({ type: 'clock', requestId: message.requestId, wallMs: Date.now() });
         return;
       case 'renewNow':
         this.#renewSoon(link);

@@ -23,6 +23,7 @@ import { registerAgentRoutes } from './routes/agent.ts';
 import { registerConfigRoutes } from './routes/config.ts';
 import { registerEventRoutes } from './routes/events.ts';
 import { registerFailoverRoutes } from './routes/failovers.ts';
+import { registerGroupRoutes } from './routes/groups.ts';
 import { registerJobRoutes } from './routes/jobs.ts';
 import { registerPointRoutes } from './routes/points.ts';
 import { registerSessionRoutes } from './routes/session.ts';
@@ -206,6 +207,7 @@ export async function registerApi(app: FastifyInstance, services: Services): Pro
   registerJobRoutes(route, services);
   registerPointRoutes(route, services);
   registerFailoverRoutes(route, services);
+  registerGroupRoutes(route, services);
   registerConfigRoutes(route, services);
   registerEventRoutes(route, services);
   registerAgentRoutes(route, services);

@@ -841,6 +841,170 @@ export const Failover = Type.Object({
 });
 export type Failover = Static<typeof Failover>;
 
+// ---- consistency groups ------------------------------------------------------------------------------------------
+export const GroupWait = Type.Union(
+  [
+    Type.Object({ for: Type.Literal('proof') }),
+    Type.Object({
+      for: Type.Literal('delay'),
+      seconds: Type.Integer({ minimum: 0, maximum: 86_400 }),
+    }),
+  ],
+  {
+    description:
+      'when members of the next priority begin: all before have proven that they boot, or so long after the last was powered on',
+  },
+);
+export type GroupWait = Static<typeof GroupWait>;
+const GroupMember = Type.Object({
+  jobId: Id,
+  priority: Type.Integer({ minimum: 1, maximum: 9, description: '1 boots first' }),
+});
+export const GroupRequest = Type.Object({
+  name: Type.String({ minLength: 1, maxLength: 63, pattern: '^[^\\u0000-\\u001f]*$' }),
+  members: Type.Array(GroupMember, {
+    minItems: 1,
+    maxItems: 64,
+    description: 'a job is in one group at most',
+  }),
+  wait: GroupWait,
+});
+export type GroupRequest = Static<typeof GroupRequest>;
+export const Group = Type.Object({
+  groupId: Id,
+  name: Type.String(),
+  members: Type.Array(GroupMember),
+  wait: GroupWait,
+  runId: Nullable(Type.String({ description: 'its failover that is not over' })),
+  createdAt: Iso,
+});
+export type Group = Static<typeof Group>;
+export const GroupMark = Type.Object({
+  markId: Id,
+  name: Type.String(),
+  at: Iso,
+  quiesced: Type.Boolean({ description: 'application-consistent on every member' }),
+  apartMs: Nullable(
+    Type.Number({ description: "how far the members' points are apart at most; null: not known" }),
+  ),
+  recoverable: Type.Boolean(),
+  members: Type.Array(
+    Type.Object({
+      jobId: Id,
+      seq: Type.Number(),
+      at: Type.String({ description: "by the source's own clock" }),
+      quiesced: Type.Boolean(),
+      reason: Nullable(Type.String()),
+    }),
+  ),
+});
+export type GroupMark = Static<typeof GroupMark>;
+export const GroupMarkRequest = Type.Object({
+  name: Type.Optional(PointName),
+  quiesce: Type.Optional(Type.Boolean()),
+});
+export type GroupMarkRequest = Static<typeof GroupMarkRequest>;
+export const GroupPoints = Type.Object({
+  stretches: Type.Array(Type.Object({ fromAt: Iso, toAt: Iso }), {
+    description:
+      "every moment in these can be recovered on all members; by the appliance's clock, oldest first",
+  }),
+  newestAt: Nullable(Iso),
+  errorMs: Nullable(
+    Type.Number({
+      description:
+        'how far the members may be apart at one moment; null: a clock was never compared',
+    }),
+  ),
+  members: Type.Array(
+    Type.Object({
+      jobId: Id,
+      newestAt: Nullable(Type.String({ description: "by the appliance's clock" })),
+      clockOffsetMs: Nullable(Type.Number({ description: "source's clock minus appliance's" })),
+      clockErrorMs: Nullable(Type.Number()),
+    }),
+  ),
+  marks: Type.Array(GroupMark),
+});
+export type GroupPoints = Static<typeof GroupPoints>;
+export const GroupFailoverRequest = Type.Object({
+  kind: Type.Union([Type.Literal('unplanned'), Type.Literal('planned'), Type.Literal('test')]),
+  confirm: Type.Optional(
+    Type.String({ description: "the group's name, typed by the person; a test needs none" }),
+  ),
+  point: Type.Optional(
+    Type.Union([Type.Literal('newest'), Type.Object({ at: Moment }), Type.Object({ markId: Id })], {
+      description: 'the newest common moment, one of the appliance’s clock, or a mark',
+    }),
+  ),
+  evenIfAlive: Type.Optional(Type.Boolean()),
+  powerOff: Type.Optional(Type.Boolean()),
+  keepMinutes: Type.Optional(Type.Integer({ minimum: 0, maximum: 1440 })),
+});
+export type GroupFailoverRequest = Static<typeof GroupFailoverRequest>;
+export const GroupRunState = Type.Union([
+  Type.Object({ name: Type.Literal('running') }),
+  Type.Object({ name: Type.Literal('stopping'), error: ApiError }),
+  Type.Object({ name: Type.Literal('stopped'), error: ApiError }),
+  Type.Object({ name: Type.Literal('completed') }),
+  Type.Object({ name: Type.Literal('failed'), error: ApiError }),
+  Type.Object({ name: Type.Literal('undoing') }),
+  Type.Object({ name: Type.Literal('undone') }),
+  Type.Object({ name: Type.Literal('committing') }),
+  Type.Object({ name: Type.Literal('committed') }),
+]);
+export const GroupRunView = Type.Object({
+  runId: Id,
+  groupId: Id,
+  groupName: Type.String(),
+  kind: Type.Union([Type.Literal('unplanned'), Type.Literal('planned'), Type.Literal('test')]),
+  target: Type.Union([
+    Type.Object({ name: Type.Literal('moment'), at: Iso, errorMs: Nullable(Type.Number()) }),
+    Type.Object({
+      name: Type.Literal('mark'),
+      markId: Id,
+      markName: Type.String(),
+      at: Iso,
+      errorMs: Nullable(Type.Number()),
+    }),
+    Type.Object({ name: Type.Literal('final') }),
+  ]),
+  wait: GroupWait,
+  state: GroupRunState,
+  members: Type.Array(
+    Type.Object({
+      jobId: Id,
+      sourceName: Type.String(),
+      replicaName: Type.String(),
+      priority: Type.Integer(),
+      sourceTime: Nullable(
+        Type.String({ description: 'what it is recovered to, by its own clock' }),
+      ),
+      failoverId: Nullable(Type.String({ description: 'once it has begun' })),
+      state: Type.Union([
+        Type.Object({ name: Type.Literal('waiting') }),
+        Type.Object({ name: Type.Literal('refused'), error: ApiError }),
+        Type.Object({
+          name: Type.Literal('begun'),
+          failover: FailoverState,
+          stepsDone: Type.Integer(),
+          stepsAll: Type.Integer(),
+        }),
+      ]),
+    }),
+  ),
+  test: Nullable(
+    Type.Object({
+      keepMinutes: Type.Integer(),
+      verdict: Nullable(Type.Object({ passed: Type.Boolean(), words: Type.String(), at: Iso })),
+      endsAt: Nullable(Iso),
+    }),
+  ),
+  startedAt: Iso,
+  endedAt: Nullable(Iso),
+});
+export type GroupRunView = Static<typeof GroupRunView>;
+
 // ---- certificates, audit, events ---------------------------------------------------------------------------------
 export const Certificate = Type.Object({
   serial: Type.String(),
@@ -880,6 +1044,9 @@ export const ServerEvent = Type.Union([
   Type.Object({ type: Type.Literal('job'), job: Job }),
   Type.Object({ type: Type.Literal('job-removed'), jobId: Id }),
   Type.Object({ type: Type.Literal('failover'), failover: Failover }),
+  Type.Object({ type: Type.Literal('group'), group: Group }),
+  Type.Object({ type: Type.Literal('group-removed'), groupId: Id }),
+  Type.Object({ type: Type.Literal('group-run'), run: GroupRunView }),
   Type.Object({
     type: Type.Literal('notice'),
     level: Type.Union([Type.Literal('info'), Type.Literal('warning'), Type.Literal('danger')]),
@@ -937,6 +1104,17 @@ export type ServerEvent = Static<typeof ServerEvent>;
  * POST   /api/failovers/:id/end-test   -> Failover (202)
  * GET    /api/failovers/:id/screenshot -> image/png
  * GET    /api/failovers/:id/report     -> text/html
+ * GET    /api/groups                   -> Group[]
+ * POST   /api/groups                   GroupRequest -> Group (201)
+ * PATCH  /api/groups/:id               GroupRequest -> Group
+ * DELETE /api/groups/:id               -> 204              (its jobs stay)
+ * GET    /api/groups/:id/points        -> GroupPoints
+ * POST   /api/groups/:id/failover      GroupFailoverRequest -> GroupRunView (202)
+ * GET    /api/group-runs               -> GroupRunView[]   (newest first)
+ * GET    /api/group-runs/:id           -> GroupRunView
+ * POST   /api/group-runs/:id/undo      {confirm: string} -> GroupRunView (202; of a test also while it runs)
+ * POST   /api/group-runs/:id/commit    {confirm: string} -> GroupRunView (202)
+ * POST   /api/group-runs/:id/resume    -> GroupRunView (202; tries again what failed, and goes on)
  * GET    /api/audit?limit=N            -> AuditEntry[]      (newest first)
  * POST   /api/config/backup            BackupRequest -> application/octet-stream (admin)
  * POST   /api/config/restore           RestoreRequest -> 202 (admin; the service restarts itself)

@@ -5,6 +5,7 @@ import type { BackupService } from '../backup/backup-service.ts';
 import type { EventHub } from '../control/event-hub.ts';
 import type { HostService } from '../control/host-service.ts';
 import type { SourceService } from '../control/source-service.ts';
+import type { GroupService } from '../groups/group-service.ts';
 import type { IdentityService } from '../identity/identity-service.ts';
 import type { JobService } from '../jobs/job-service.ts';
 import type { PointService } from '../jobs/point-service.ts';
@@ -45,6 +46,7 @@ export interface Services {
   jobs: JobService;
   points: PointService;
   failovers: FailoverControl;
+  groups: GroupService;
   host: HostService;
   backup: BackupService;
   events: EventHub;

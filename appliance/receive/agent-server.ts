@@ -10,6 +10,7 @@ import {
   type ControlMessage,
   type ControlOf,
   type ControlType,
+  FEATURE_CLOCK,
   FEATURE_HANDOVER,
   FEATURE_POINTS,
   HEARTBEAT_MS,
@@ -35,6 +36,8 @@ const REQUEST_MS = 60_000;
 const STOP_MS = 600_000;
 /** The hooks of a point have a minute before it and half a minute each behind it, and the freeze has its limit. */
 const POINT_MS = 300_000;
+/** A clock that is told late is told badly. */
+const CLOCK_LIMIT_MS = 10_000;
 
 export interface AgentTls {
   key: string | Buffer;
@@ -168,6 +171,23 @@ export class AgentSession extends EventEmitter<AgentSessionEvents> {
       { type: 'takePoint', optional: true, requestId, ...ask },
       POINT_MS,
     );
+  }
+
+  /**
+   * How the source's wall clock stands to ours.
+   * @throws UND_AGENT_OUTDATED, UND_LINK_CLOSED, UND_LINK_TIMEOUT
+   */
+  async readClock(): Promise<{ askedMs: number; answeredMs: number; sourceMs: number }> {
+    this.#require(FEATURE_CLOCK);
+    const requestId = randomUUID();
+    const askedMs = Date.now();
+    const { wallMs } = await this.#request(
+      'clock',
+      requestId,
+      { type: 'clockRequest', optional: true, requestId },
+      CLOCK_LIMIT_MS,
+    );
+    return { askedMs, answeredMs: Date.now(), sourceMs: wallMs };
   }
 
   /** @throws UND_AGENT_OUTDATED */

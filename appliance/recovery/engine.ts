@@ -20,7 +20,7 @@ import {
   ownsDisks,
   retryDelayMs,
 } from './planner.ts';
-import { type AddressProbe, probeAddresses } from './probe.ts';
+import { type AddressProbe, probeAddresses, probed } from './probe.ts';
 import { type BootProver, createBootProver } from './prove-boot.ts';
 import {
   type FailoverRecord,
@@ -66,6 +66,8 @@ export interface TestOptions {
   /** How long the VM is kept after a good verdict. */
   keepMinutes: number;
   trigger: 'person' | 'schedule';
+  /** As in `StartOptions`. */
+  failoverId?: string;
 }
 
 /** Wall time may step while a timer counts: an end in the far future is looked at this often. */
@@ -150,6 +152,20 @@ export class FailoverEngine {
     return this.#view(this.#record(failoverId));
   }
 
+  /** Null: there is no such failover. */
+  find(failoverId: string | undefined): Failover | null {
+    const record = failoverId === undefined ? undefined : this.#records.get(failoverId);
+    return record ? this.#view(record) : null;
+  }
+
+  /** What answers on the addresses of a job's source now, in words; null if nothing does. Throws what describing it throws. */
+  async sourceAnswers(jobId: string): Promise<string | null> {
+    const job = await this.#options.job(jobId);
+    const { nics } = await job.describe();
+    const addresses = probed(nics.flatMap(({ addresses: own = [] }) => own));
+    return addresses.length > 0 ? this.#probe(addresses, this.#stop.signal) : null;
+  }
+
   /** The newest failover of a job that is active or completed, for the job's state. */
   ofJob(jobId: string): Failover | null {
     const mine = [...this.#records.values()]
@@ -188,6 +204,8 @@ export class FailoverEngine {
    * `UND_HV_NAME_IN_USE`.
    */
   async startTest(jobId: string, options: TestOptions): Promise<Failover> {
+    const begun = this.find(options.failoverId);
+    if (begun) return begun;
     if (this.ownsDisks(jobId)) {
       throw undError('UND_FAILOVER_RUNNING', { job: this.ofJob(jobId)?.replicaName ?? jobId });
     }
@@ -265,6 +283,8 @@ export class FailoverEngine {
    * keeps it from asking the target host: nothing has been changed then.
    */
   async start(jobId: string, confirm: string, options: StartOptions = {}): Promise<Failover> {
+    const begun = this.find(options.failoverId);
+    if (begun) return begun;
     if (this.ownsDisks(jobId)) {
       throw undError('UND_FAILOVER_RUNNING', { job: this.ofJob(jobId)?.replicaName ?? jobId });
     }

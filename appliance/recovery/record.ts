@@ -210,6 +210,8 @@ export interface StartOptions {
   autoEnd?: AutoEnd | null;
   /** A source that comes back cuts itself off from the network. */
   isolateOnReturn?: boolean;
+  /** Chosen by the caller, who may ask again after a crash: a failover that has it is not begun twice. */
+  failoverId?: string;
 }
 
 const stepNames = (isOfMoment: boolean, isPlanned: boolean): FailoverStepName[] =>
@@ -227,9 +229,10 @@ export function newRecord(
     evenIfAlive = false,
     autoEnd = null,
     isolateOnReturn = false,
+    failoverId,
   }: StartOptions = {},
   ids: { failoverId: string; vmUuid: string } = {
-    failoverId: randomUUID(),
+    failoverId: failoverId ?? randomUUID(),
     vmUuid: randomUUID(),
   },
 ): FailoverRecord {
@@ -311,10 +314,11 @@ export function newTestRecord(
   applianceVm: string,
   now: string,
   network: string,
-  options: Pick<TestFacts, 'trigger' | 'keepMinutes'> & { wanted: { sourceTime: string } | null },
+  options: Pick<TestFacts, 'trigger' | 'keepMinutes'> &
+    Pick<StartOptions, 'failoverId'> & { wanted: { sourceTime: string } | null },
 ): FailoverRecord {
-  const { wanted, trigger, keepMinutes } = options;
-  const record = newRecord(job, applianceVm, now, { wanted });
+  const { wanted, trigger, keepMinutes, failoverId } = options;
+  const record = newRecord(job, applianceVm, now, { wanted, failoverId });
   const primary = job.nics.find((nic) => nic.primary) ?? job.nics[0];
   return {
     ...record,

@@ -150,4 +150,48 @@ export const MIGRATIONS: readonly string[] = [
     PRIMARY KEY (checkpoint_id, holder)
   ) STRICT;
   `,
+  // Consistency groups of jobs, their failovers and marks, and what is known of the sources' clocks.
+  `
+  CREATE TABLE job_groups (
+    group_id TEXT PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    wait_json TEXT NOT NULL,
+    created_at TEXT NOT NULL
+  ) STRICT;
+
+  CREATE TABLE group_members (
+    job_id TEXT PRIMARY KEY REFERENCES jobs(job_id) ON DELETE CASCADE,
+    group_id TEXT NOT NULL REFERENCES job_groups(group_id) ON DELETE CASCADE,
+    position INTEGER NOT NULL,
+    priority INTEGER NOT NULL
+  ) STRICT;
+  CREATE INDEX group_members_group ON group_members(group_id);
+
+  CREATE TABLE group_runs (
+    run_id TEXT PRIMARY KEY,
+    group_id TEXT NOT NULL,
+    started_at TEXT NOT NULL,
+    record_json TEXT NOT NULL
+  ) STRICT;
+
+  CREATE TABLE group_marks (
+    mark_id TEXT PRIMARY KEY,
+    group_id TEXT NOT NULL REFERENCES job_groups(group_id) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    at_ms REAL NOT NULL,
+    apart_ms REAL,
+    quiesced INTEGER NOT NULL,
+    members_json TEXT NOT NULL
+  ) STRICT;
+  CREATE INDEX group_marks_group ON group_marks(group_id, at_ms);
+
+  CREATE TABLE source_clocks (
+    source_id TEXT NOT NULL REFERENCES sources(source_id) ON DELETE CASCADE,
+    position INTEGER NOT NULL,
+    from_ms REAL NOT NULL,
+    offset_ms REAL NOT NULL,
+    error_ms REAL NOT NULL,
+    PRIMARY KEY (source_id, position)
+  ) STRICT;
+  `,
 ];

@@ -40,6 +40,8 @@ export function registerEventRoutes(route: Router, services: Services): void {
       for (const source of services.sources.list()) send({ type: 'source', source });
       for (const job of services.jobs.list()) send({ type: 'job', job });
       for (const failover of services.failovers.list()) send({ type: 'failover', failover });
+      for (const group of services.groups.list()) send({ type: 'group', group });
+      for (const run of services.groups.runs()) send({ type: 'group-run', run });
       const unsubscribe = services.events.subscribe(send);
       // Streams outlive what opened them: the session is looked at again and again.
       const check = () => {

@@ -1,0 +1,244 @@
+/**
+ * Consistency groups through the whole appliance: two sources whose writes depend on each other are recovered to one
+ * moment, in the order of their priorities; the group is undone and committed as a whole, also over a restart.
+ */
+import { readFile } from 'node:fs/promises';
+import { setTimeout as delay } from 'node:timers/promises';
+import t from 'tap';
+import type {
+  Checkpoint,
+  Failover,
+  Group,
+  GroupPoints,
+  GroupRunView,
+  Job,
+} from '../../appliance/api/schema.ts';
+import { Lab, type TestSource, until } from './api.lab.ts';
+
+const MIB = 1024 * 1024;
+const LIMIT_MS = 120_000;
+t.setTimeout(600_000);
+const lab = new Lab();
+t.teardown(() => lab.close());
+
+/** A counter in the first bytes of a disk. */
+async function count(source: TestSource, n: number): Promise<void> {
+  const block = Buffer.alloc(4096);
+  block.writeUInt32LE(n);
+  await source.kernel.write(0, 0, block);
+}
+const counterOf = async (path: string): Promise<number> => (await readFile(path)).readUInt32LE(0);
+
+async function protect(name: string): Promise<{ source: TestSource; jobId: string }> {
+  const source = lab.addSource(name);
+  await source.addDisk('vda', 4 * MIB);
+  await count(source, 0);
+  const added = await lab.inject('POST', '/api/sources', { address: name, username: 'root' });
+  const { sourceId } = added.json();
+  await until(
+    `the inventory of ${name}`,
+    async () =>
+      (await lab.call<{ inventory: unknown }>('GET', `/api/sources/${sourceId}`)).inventory,
+    LIMIT_MS,
+  );
+  const { jobId } = await lab.call<Job>('POST', '/api/jobs', {
+    sourceId,
+    diskIds: [`disk-0-${name}`],
+    pool: 'default',
+    network: 'lan',
+    replicaName: `${name}-replica`,
+    vcpus: 1,
+    memoryBytes: 512 * MIB,
+    compression: 'fast',
+    bandwidthLimitBytesPerSec: null,
+  });
+  return { source, jobId };
+}
+
+t.test('two sources and their group', async (t) => {
+  lab.outside.clockPollMs = 100;
+  await lab.start();
+  const db = await protect('db');
+  const app = await protect('app');
+  const jobs = [db.jobId, app.jobId];
+  const allProtected = () =>
+    until(
+      'both jobs to be protected, with a checkpoint',
+      async () => {
+        for (const jobId of jobs) {
+          if ((await lab.call<Job>('GET', `/api/jobs/${jobId}`)).state.name !== 'protected') return;
+          const kept = await lab.call<Checkpoint[]>('GET', `/api/jobs/${jobId}/checkpoints`);
+          if (kept.length === 0) return;
+        }
+        return true;
+      },
+      LIMIT_MS,
+    );
+  await allProtected();
+  const request = {
+    name: 'shop',
+    members: [
+      { jobId: app.jobId, priority: 2 },
+      { jobId: db.jobId, priority: 1 },
+    ],
+    wait: { for: 'proof' },
+  };
+  let groupId = '';
+  const points = () => lab.call<GroupPoints>('GET', `/api/groups/${groupId}/points`);
+  const run = (runId: string) => lab.call<GroupRunView>('GET', `/api/group-runs/${runId}`);
+  const fail = (body: object) => lab.inject('POST', `/api/groups/${groupId}/failover`, body);
+  const toEnd = async (runId: string, name: GroupRunView['state']['name']) => {
+    await until(
+      `the group failover to be ${name}`,
+      async () => {
+        const { state, members } = await run(runId);
+        const over = ['failed', 'stopped', 'undone', 'committed'].includes(state.name);
+        if (over && name !== state.name) throw new Error(JSON.stringify({ state, members }));
+        return state.name === name;
+      },
+      LIMIT_MS,
+    );
+    return run(runId);
+  };
+  const recovered = async (suffix: string) => {
+    const of = (name: string) => lab.host.vms.get(`${name}-replica${suffix}`)!.spec.disks[0]!.disk;
+    return { db: await counterOf(of('db').path), app: await counterOf(of('app').path) };
+  };
+
+  await t.test('a group is made, changed, and told of; a job is in one at most', async (t) => {
+    const told: string[] = [];
+    const events = lab.events((event) => {
+      if (event.type === 'group') told.push((event.group as Group).name);
+    });
+    await events.opened;
+    const made = await lab.inject('POST', '/api/groups', { ...request, name: 'first' });
+    t.equal(made.statusCode, 201, made.body);
+    groupId = made.json().groupId;
+    const same = await lab.inject('POST', '/api/groups', { ...request, name: 'other' });
+    t.match(same.json(), { code: 'UND_GROUP_MEMBER', field: 'members.0.jobId' });
+    const named = { ...request, name: 'first', members: [{ jobId: 'x', priority: 1 }] };
+    t.match((await lab.inject('POST', '/api/groups', named)).json(), { code: 'UND_GROUP_NAME' });
+    const unknown = { ...named, name: 'other' };
+    t.match((await lab.inject('POST', '/api/groups', unknown)).json(), { code: 'UND_NOT_FOUND' });
+    t.match(await lab.call<Group>('PATCH', `/api/groups/${groupId}`, request), { name: 'shop' });
+    await until('both names in the events', () => told.includes('first') && told.includes('shop'));
+    events.close();
+    await until('the clocks', async () => (await points()).errorMs !== null, LIMIT_MS);
+    const { newestAt, members, errorMs } = await points();
+    t.ok(newestAt);
+    t.ok(errorMs! >= 20, 'at least a frame');
+    t.match(members, [{ jobId: app.jobId }, { jobId: db.jobId }], 'in their order');
+  });
+
+  // Each number is written by db first, and only then by app: at one moment app is never ahead.
+  let n = 0;
+  const work = async (rounds: number) => {
+    for (let round = 0; round < rounds; round++) {
+      n++;
+      await count(db.source, n);
+      await delay(30);
+      await count(app.source, n);
+      await delay(30);
+    }
+  };
+
+  await t.test('a test of the group: both at one moment, on the isolated network', async (t) => {
+    await work(10);
+    // Frames are closed 20 ms after their first write, and both clocks are this process's own.
+    await delay(300);
+    const at = new Date().toISOString();
+    const then = n;
+    await delay(300);
+    await work(5);
+    const begun = await fail({ kind: 'test', point: { at }, keepMinutes: 60 });
+    t.equal(begun.statusCode, 202, begun.body);
+    const { runId } = begun.json() as GroupRunView;
+    const done = await toEnd(runId, 'completed');
+    t.match(done, { test: { verdict: { passed: true } }, target: { name: 'moment' } });
+    t.same(await recovered('-test'), { db: then, app: then }, 'both are of the moment');
+    const vms = [...lab.host.vms.values()];
+    t.ok(vms.every(({ spec }) => spec.nics.every(({ network }) => network === 'alone')));
+    const [first, second] = await Promise.all(
+      [1, 0].map((index) =>
+        lab.call<Failover>('GET', `/api/failovers/${done.members[index]!.failoverId}`),
+      ),
+    );
+    t.ok(first!.endedAt! <= second!.startedAt, 'app is begun when db has proven that it boots');
+    t.match((await fail({ kind: 'test' })).json(), { code: 'UND_GROUP_RUNNING' });
+    const change = await lab.inject('PATCH', `/api/groups/${groupId}`, request);
+    t.match(change.json(), { code: 'UND_GROUP_RUNNING' });
+    await lab.restart();
+    t.equal((await run(runId)).state.name, 'completed', 'a restart changes nothing');
+    t.equal(lab.host.vms.size, 2);
+    await lab.call('POST', `/api/group-runs/${runId}/undo`, { confirm: '' });
+    await toEnd(runId, 'undone');
+    t.same([...lab.host.vms.keys()], []);
+    await allProtected();
+  });
+
+  await t.test('what keeps one member from it keeps all from it', async (t) => {
+    const typo = await fail({ kind: 'unplanned', confirm: 'shops' });
+    t.match(typo.json(), { code: 'UND_FAILOVER_CONFIRM' });
+    lab.stillAnswers = 'ARP';
+    const alive = await fail({ kind: 'unplanned', confirm: 'shop' });
+    t.match(alive.json(), { code: 'UND_FAILOVER_SOURCE_ALIVE' });
+    lab.stillAnswers = null;
+    lab.host.foreign.add('app-replica');
+    const taken = await fail({ kind: 'unplanned', confirm: 'shop' });
+    t.match(taken.json(), { code: 'UND_HV_NAME_IN_USE' });
+    lab.host.foreign.clear();
+    const early = { kind: 'unplanned', confirm: 'shop', point: { at: '2001-01-01T00:00:00Z' } };
+    t.match((await fail(early)).json(), { code: 'UND_GROUP_NO_POINT' });
+    t.same([...lab.host.vms.keys()], []);
+  });
+
+  await t.test('a member that fails stops the group, and all is undone', async (t) => {
+    await work(3);
+    await until('a common moment', async () => (await points()).newestAt);
+    // db is up when app is asked for; then its name is somebody else's.
+    const begun = await fail({ kind: 'unplanned', confirm: 'shop' });
+    t.equal(begun.statusCode, 202, begun.body);
+    lab.host.foreign.add('app-replica');
+    const { runId } = begun.json() as GroupRunView;
+    const stopped = await toEnd(runId, 'stopped');
+    t.match(stopped.state, { error: { code: 'UND_HV_NAME_IN_USE' } });
+    t.match(stopped.members, [
+      { state: { name: 'refused' } },
+      { state: { failover: { name: 'completed' } } },
+    ]);
+    lab.host.foreign.clear();
+    t.same([...lab.host.vms.keys()], ['db-replica']);
+    await lab.restart();
+    await lab.call('POST', `/api/group-runs/${runId}/resume`);
+    await toEnd(runId, 'completed');
+    const { db: dbAt, app: appAt } = await recovered('');
+    t.ok(appAt <= dbAt && dbAt - appAt <= 1, `db is at ${dbAt}, app at ${appAt}`);
+    const no = await lab.inject('POST', `/api/group-runs/${runId}/undo`, { confirm: 'no' });
+    t.match(no.json(), { code: 'UND_FAILOVER_CONFIRM' });
+    await lab.call('POST', `/api/group-runs/${runId}/undo`, { confirm: 'shop' });
+    await toEnd(runId, 'undone');
+    t.same([...lab.host.vms.keys()], []);
+    await allProtected();
+  });
+
+  await t.test('a planned failover of the group loses nothing, and is committed', async (t) => {
+    await work(3);
+    const begun = await fail({ kind: 'planned', confirm: 'shop', powerOff: false });
+    t.equal(begun.statusCode, 202, begun.body);
+    const { runId } = begun.json() as GroupRunView;
+    await toEnd(runId, 'completed');
+    t.same(await recovered(''), { db: n, app: n });
+    await lab.call('POST', `/api/group-runs/${runId}/commit`, { confirm: 'shop' });
+    await toEnd(runId, 'committed');
+    t.same([...lab.host.autostart].sort(), ['app-replica', 'db-replica']);
+    await until(
+      'the jobs to have ended',
+      async () => (await lab.call<Job[]>('GET', '/api/jobs')).length === 0,
+    );
+    t.match(await lab.call<Group[]>('GET', '/api/groups'), [{ members: [], runId: null }]);
+    t.match((await fail({ kind: 'test' })).json(), { code: 'UND_GROUP_EMPTY' });
+    t.equal((await lab.inject('DELETE', `/api/groups/${groupId}`)).statusCode, 204);
+    t.same(await lab.call('GET', '/api/groups'), []);
+    t.equal((await run(runId)).state.name, 'committed', 'what became of it stays');
+  });
+});
