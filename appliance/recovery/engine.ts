@@ -324,6 +324,7 @@ export class FailoverEngine {
         evenIfAlive: options.evenIfAlive,
         autoEnd: options.autoEnd,
         isolateOnReturn: options.isolateOnReturn,
+        failoverId: options.failoverId,
       });
       // Nothing has been changed yet; a planned one's source is still on, and is looked for when it is off.
       const evidence =

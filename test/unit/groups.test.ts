@@ -479,7 +479,7 @@ const SCENARIOS: Scenario[] = [
 ];
 
 function judge(
-  t: Tap.Test,
+  t: Pick<typeof import('tap').t, 'fail'>,
   what: string,
   { end, members, make }: Scenario,
   run: GroupRun,
@@ -497,10 +497,6 @@ function judge(
   if (kind === 'test' && run.test?.verdict?.passed !== (failing.size === 0)) {
     t.fail(`${what}: ${JSON.stringify(run.test)}`);
   }
-}
-
-declare namespace Tap {
-  type Test = typeof t;
 }
 
 t.test('a group comes to its end, whatever dies where', async (t) => {
