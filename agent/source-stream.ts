@@ -846,7 +846,7 @@ class Session {
       : 'the stream is not being sent';
     if (reason !== null) throw undError('UND_POINT_FAILED', { job: ask.jobId, reason });
     if (final) await this.#options.flush?.(this.#job.disks.map(({ devicePath }) => devicePath));
-    return this.#points.take(ask.requestId, ask.name, ask.quiesce, final);
+    return this.#points.take(ask.requestId, ask.name, ask.quiesce, { final, atMs: ask.atMs });
   }
 
   // ---- order ---------------------------------------------------------------------------------------------------

@@ -320,6 +320,8 @@ export const TakePoint = message('takePoint', {
   jobId: Id,
   name: PointName,
   quiesce: Type.Boolean(),
+  /** The moment for the mark by the source's wall clock; at once if it has passed, and never far ahead. */
+  atMs: Type.Optional(Bytes),
 });
 /** Planned failover: stop these systemd units, and remember which of them ran. */
 export const PrepareHandover = message('prepareHandover', {

@@ -364,6 +364,11 @@ export const ERRORS = {
     hint: 'Put jobs into it first.',
     httpStatus: 409,
   },
+  UND_GROUP_MARK_FAILED: {
+    message: 'Group {group} has no mark: {member} could not be marked: {reason}',
+    hint: 'Look at that job, then try again. What can be recovered otherwise is on the common timeline.',
+    httpStatus: 409,
+  },
   UND_GROUP_MEMBER: {
     message: 'Job {job} is in group {group} already.',
     hint: 'A job is in one group at most: take it out of the other one first.',

@@ -2,6 +2,7 @@
  * Between a point's mark in the ring and its mark in the stream: whoever reads the ring asks here what a mark record
  * stands for, and waits for it, because the answer (thawed in time, for how long it was frozen) comes after the mark.
  */
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { ControlOf } from '../../protocol/control.ts';
 import { undError } from '../../protocol/errors.ts';
 import { MAX_MARK_BYTES } from '../../protocol/frame.ts';
@@ -19,6 +20,9 @@ export interface PointHost {
   /** Undefined: this agent cannot bring applications to rest. */
   quiesce?(request: QuiesceRequest): Promise<HookReport[]>;
 }
+
+/** No moment is waited for longer: hooks may hold applications still meanwhile. */
+const MAX_AHEAD_MS = 10_000;
 
 interface Pending {
   markId: bigint;
@@ -60,9 +64,15 @@ export class PointTaker {
 
   /**
    * Take a point; resolves when its mark has its number in the stream and the post-hooks have run.
+   * @param atMs moment of this machine's wall clock for the mark, or the freeze before it; at once if it has passed
    * @throws UND_POINT_FAILED
    */
-  async take(pointId: string, name: string, quiesced: boolean, final = false): Promise<PointTaken> {
+  async take(
+    pointId: string,
+    name: string,
+    quiesced: boolean,
+    { final = false, atMs }: { final?: boolean; atMs?: number } = {},
+  ): Promise<PointTaken> {
     if (this.#taking) throw this.#failed('another point is being taken');
     this.#taking = true;
     const marked = Promise.withResolvers<void>();
@@ -70,7 +80,12 @@ export class PointTaker {
     placed.promise.catch(() => {});
     let markId = 0n;
     let mark: ConsistencyPointMark | undefined;
+    const ready = async () => {
+      const aheadMs = atMs === undefined ? 0 : Math.min(atMs - Date.now(), MAX_AHEAD_MS);
+      if (aheadMs > 0) await sleep(aheadMs);
+    };
     const request: QuiesceRequest = {
+      ready,
       point: { pointId, name },
       devicePaths: this.#host.devicePaths(),
       mark: async () => {
@@ -95,6 +110,7 @@ export class PointTaker {
       let postHooks: HookReport[] = [];
       if (quiesced && this.#host.quiesce) postHooks = await this.#host.quiesce(request);
       else {
+        await ready();
         await request.mark();
         const reason = quiesced ? 'this agent cannot freeze file systems' : null;
         request.marked({ ...CRASH_CONSISTENT, reason });

@@ -35,6 +35,8 @@ export interface QuiesceRequest {
   point: { pointId: string; name: string };
   /** Of the protected disks. */
   devicePaths: readonly string[];
+  /** Called when the pre-hooks have run: what it waits for is waited for before anything is frozen. */
+  ready?(): Promise<void>;
   /** Puts the mark into the ring. */
   mark(): Promise<void>;
   /** Called once what held at the mark is known, before the post-hooks run; not if `mark` fails. */
@@ -80,6 +82,7 @@ export async function quiesce(request: QuiesceRequest, edges: QuiesceEdges): Pro
       hooks: pre.reports,
     };
     if (!Array.isArray(found)) state.reason ??= found.message;
+    await request.ready?.();
     const freeze = state.reason === null ? await hold(mountPoints, edges, state) : null;
     let inTime = true;
     try {

@@ -901,7 +901,12 @@ export const GroupMark = Type.Object({
 export type GroupMark = Static<typeof GroupMark>;
 export const GroupMarkRequest = Type.Object({
   name: Type.Optional(PointName),
-  quiesce: Type.Optional(Type.Boolean()),
+  quiesce: Type.Optional(Type.Boolean({ description: 'true' })),
+  checkpoint: Type.Optional(
+    Type.Boolean({
+      description: "also a checkpoint of each member's replica disks, at its point of the mark",
+    }),
+  ),
 });
 export type GroupMarkRequest = Static<typeof GroupMarkRequest>;
 export const GroupPoints = Type.Object({
@@ -1109,6 +1114,7 @@ export type ServerEvent = Static<typeof ServerEvent>;
  * PATCH  /api/groups/:id               GroupRequest -> Group
  * DELETE /api/groups/:id               -> 204              (its jobs stay)
  * GET    /api/groups/:id/points        -> GroupPoints
+ * POST   /api/groups/:id/marks         GroupMarkRequest -> GroupMark (201)
  * POST   /api/groups/:id/failover      GroupFailoverRequest -> GroupRunView (202)
  * GET    /api/group-runs               -> GroupRunView[]   (newest first)
  * GET    /api/group-runs/:id           -> GroupRunView

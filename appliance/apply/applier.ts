@@ -67,6 +67,7 @@ export class Applier extends EventEmitter<ApplierEvents> {
   #wake: (() => void) | undefined;
   #flushNow = false;
   #stopping = false;
+  #limit: { seq: number } | null = null;
   #requests: Array<{ work(): Promise<void>; reject(error: UndError): void }> = [];
 
   constructor(host: ApplierHost, appliedSeq: number) {
@@ -156,6 +157,22 @@ export class Applier extends EventEmitter<ApplierEvents> {
       this.#requests.push({ work: () => work().then(resolve, reject), reject });
       this.poke();
     });
+  }
+
+  /** The last frame that may be applied, until the function that it returns is called. One at a time. */
+  limit(seq: number): () => void {
+    const mine = { seq };
+    this.#limit = mine;
+    return () => {
+      if (this.#limit !== mine) return;
+      this.#limit = null;
+      this.poke();
+    };
+  }
+
+  moveLimit(seq: number): void {
+    if (this.#limit) this.#limit.seq = seq;
+    this.poke();
   }
 
   #throwIfNotRunning(): void {
@@ -266,6 +283,10 @@ export class Applier extends EventEmitter<ApplierEvents> {
       source.held = null;
       if (!next) break;
       const { header, frame } = next;
+      if (this.#limit && header.seq > this.#limit.seq) {
+        source.held = next;
+        break;
+      }
       const mark = header.kind === 'mark' ? readMark(header, frame) : null;
       gate = this.#host.gate(header, mark);
       if (gate !== null) {

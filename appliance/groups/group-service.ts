@@ -5,6 +5,7 @@ import type {
   Group,
   GroupFailoverRequest,
   GroupMark,
+  GroupMarkRequest,
   GroupPoints,
   GroupRequest,
   GroupRunView,
@@ -21,6 +22,7 @@ import {
   memberTime,
   momentError,
 } from './group-points.ts';
+import { takeMark } from './marks.ts';
 import type { GroupRun, GroupTarget, RunMember } from './record.ts';
 import type { GroupRunner } from './runner.ts';
 import { offsetAt, toAppliance } from './source-clock.ts';
@@ -106,6 +108,22 @@ export class GroupService {
       }),
       marks: this.#o.store.marks(groupId).map((mark) => markView(mark, members)),
     };
+  }
+
+  /** @throws UND_NOT_FOUND, UND_GROUP_RUNNING, UND_GROUP_EMPTY, UND_GROUP_MARK_FAILED */
+  async takeMark(groupId: string, request: GroupMarkRequest): Promise<GroupMark> {
+    const row = this.#resting(groupId);
+    if (row.members.length === 0) throw undError('UND_GROUP_EMPTY', { group: row.name });
+    await this.#o.clocks.read(this.#sourceIds(row));
+    const members = row.members.map(({ jobId }) => {
+      const actor = this.#o.jobs.actor(jobId);
+      return { actor, clock: this.#o.clocks.offsets(actor.row.sourceId) };
+    });
+    const mark = await takeMark(row, members, request);
+    // The group may have been dissolved meanwhile.
+    this.#row(groupId);
+    this.#o.store.addMark(mark);
+    return markView(mark, this.#members(row));
   }
 
   runs(): GroupRunView[] {

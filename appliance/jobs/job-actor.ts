@@ -31,6 +31,9 @@ const FIRST_RETRY_MS = 2_000;
 const LONGEST_RETRY_MS = 60_000;
 const CHECKPOINT_MINUTES = 15;
 
+/** How long apply stands still for a group's checkpoint at most; hooks on the source run meanwhile. */
+const APPLY_LIMIT_MS = 120_000;
+
 export interface ActorContext {
   store: JobStore;
   checkpoints: CheckpointStore;
@@ -264,7 +267,7 @@ export class JobActor {
    * as the source's hooks, and nothing here waits for it.
    * @throws UND_POINT_FAILED, UND_AGENT_OFFLINE, UND_AGENT_OUTDATED, UND_JOB_STATE, UND_LINK_…
    */
-  async takePoint(name: string, quiesce: boolean): Promise<TakenPoint> {
+  async takePoint(name: string, quiesce: boolean, atMs?: number): Promise<TakenPoint> {
     const { phase, jobId, settings } = this.row;
     if (phase.name !== 'active' || phase.paused) throw this.#stateError('given a recovery point');
     const session = this.#c.session();
@@ -276,7 +279,7 @@ export class JobActor {
     const whole = recoverable(this.streamView());
     if (!whole.ok) throw failed(whole.reason);
     const { seq, point, postHooks } = await session
-      .takePoint({ jobId, name, quiesce })
+      .takePoint({ jobId, name, quiesce, atMs })
       .catch((thrown) => {
         const error = asUndError(thrown);
         // The agent knows the job by its id only.
@@ -284,6 +287,56 @@ export class JobActor {
       });
     if (seq === undefined || !point) throw failed('the agent answered without a point');
     return takenPoint(point, seq, null, postHooks);
+  }
+
+  /**
+   * A point of a group's mark: resolves when it is durable here. With `checkpoint`, apply stands still before the mark until
+   * that is in the journal, goes on to exactly there, and a checkpoint is taken; intake goes on.
+   * @param atMs moment of the source's wall clock for the mark
+   * @throws as takePoint; UND_APPLY_PAUSED and what taking a checkpoint throws
+   */
+  async takeGroupPoint(
+    name: string,
+    quiesce: boolean,
+    atMs: number,
+    checkpoint: boolean,
+  ): Promise<{
+    pointId: string;
+    seq: number;
+    sourceMs: number;
+    quiesced: boolean;
+    reason: string | null;
+  }> {
+    const stream = this.#stream;
+    if (!stream) throw this.#stateError('given a recovery point');
+    const failed = (reason: string) =>
+      undError('UND_POINT_FAILED', { job: this.row.settings.replicaName, reason });
+    const limit = checkpoint ? stream.limitApply(APPLY_LIMIT_MS) : null;
+    try {
+      const { pointId, seq, quiesced, reason } = await this.takePoint(name, quiesce, atMs);
+      const endMs = performance.now() + APPLY_LIMIT_MS;
+      await stream.untilDurable(seq, () => {
+        if (this.#stream !== stream) throw failed('the stream was closed');
+        if (performance.now() > endMs) throw failed('its mark did not arrive');
+      });
+      const mark = stream
+        .points()
+        .marks()
+        .find((one) => one.pointId === pointId);
+      if (!mark) throw failed('order was lost before its mark');
+      if (limit) {
+        await limit.to(seq);
+        const there = await stream.atAppliedPoint(async (point) => {
+          if (point.seq !== seq) return false;
+          await this.#checkpoints.take(point, stream.journalId, `mark of the group: ${name}`);
+          return true;
+        });
+        if (!there) throw failed('the replica disks did not stand at the mark');
+      }
+      return { pointId, seq, sourceMs: mark.sourceMs, quiesced, reason };
+    } finally {
+      limit?.end();
+    }
   }
 
   #pointTimer: NodeJS.Timeout | undefined;

@@ -161,7 +161,7 @@ export class AgentSession extends EventEmitter<AgentSessionEvents> {
    * @throws UND_AGENT_OUTDATED, UND_POINT_FAILED, UND_LINK_CLOSED, UND_LINK_TIMEOUT
    */
   async takePoint(
-    ask: Pick<ControlOf<'takePoint'>, 'jobId' | 'name' | 'quiesce'>,
+    ask: Pick<ControlOf<'takePoint'>, 'jobId' | 'name' | 'quiesce' | 'atMs'>,
   ): Promise<ControlOf<'pointTaken'>> {
     this.#require(FEATURE_POINTS);
     const requestId = randomUUID();

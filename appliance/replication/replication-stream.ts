@@ -435,6 +435,25 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
     });
   }
 
+  /**
+   * Lets apply stand still until `to` lets it go on to exactly a frame, and `end`, or the time limit, on and on. One at a
+   * time: a second one ends the first. Intake and acknowledgements go on.
+   */
+  limitApply(limitMs: number): { to(seq: number): Promise<void>; end(): void } {
+    const end = this.#applier.limit(0);
+    const timer = setTimeout(end, limitMs);
+    return {
+      to: async (seq) => {
+        this.#applier.moveLimit(seq);
+        await this.#applier.drain(seq);
+      },
+      end: () => {
+        clearTimeout(timer);
+        end();
+      },
+    };
+  }
+
   /** Rises each time the stream has to begin anew. */
   get epoch(): number {
     return this.#journal.epoch;
@@ -648,7 +667,9 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
     } finally {
       await reader.close();
     }
-    return best;
+    // Writes of the same millisecond may lie behind a mark, and whoever names its moment means the mark.
+    const mark = index.marks().findLast((one) => one.sourceMs === sourceMs && one.seq <= best.seq);
+    return mark && best.sourceMs === sourceMs ? { seq: mark.seq, sourceMs } : best;
   }
 
   /** Durable frames in order from `fromSeq` on, for a replay. Close it. */

@@ -9,6 +9,7 @@ import type {
   Checkpoint,
   Failover,
   Group,
+  GroupMark,
   GroupPoints,
   GroupRunView,
   Job,
@@ -179,6 +180,51 @@ t.test('two sources and their group', async (t) => {
     t.same([...lab.host.vms.keys()], []);
     await allProtected();
   });
+
+  await t.test(
+    'a mark with checkpoints: every member is at it exactly, and needs no replay',
+    async (t) => {
+      await work(3);
+      const before = n;
+      // The next numbers come right behind the marks.
+      const asked = lab.inject('POST', `/api/groups/${groupId}/marks`, {
+        name: 'before the upgrade',
+        quiesce: false,
+        checkpoint: true,
+      });
+      const [taken] = await Promise.all([asked, work(15)]);
+      t.equal(taken.statusCode, 201, taken.body);
+      const mark = taken.json() as GroupMark;
+      t.match(mark, { name: 'before the upgrade', quiesced: false, recoverable: true });
+      t.type(mark.apartMs, 'number');
+      for (const { jobId, seq } of mark.members) {
+        const kept = await lab.call<Checkpoint[]>('GET', `/api/jobs/${jobId}/checkpoints`);
+        const found = kept.find(({ reason }) => reason === 'mark of the group: before the upgrade');
+        // Red when apply does not stop at the mark's frame.
+        t.equal(found?.seq, seq);
+      }
+      t.match(await points(), { marks: [{ markId: mark.markId, recoverable: true }] });
+      const begun = await fail({ kind: 'test', point: { markId: mark.markId }, keepMinutes: 60 });
+      t.equal(begun.statusCode, 202, begun.body);
+      const { runId } = begun.json() as GroupRunView;
+      const { members } = await toEnd(runId, 'completed');
+      for (const { failoverId, jobId } of members) {
+        const { point } = await lab.call<Failover>('GET', `/api/failovers/${failoverId}`);
+        t.equal(point.seq, mark.members.find((one) => one.jobId === jobId)!.seq);
+      }
+      const at = await recovered('-test');
+      t.ok(at.db >= before && at.db <= n, `${at.db} of ${before} to ${n}`);
+      t.ok(at.app >= before && at.app <= n, `${at.app} of ${before} to ${n}`);
+      await lab.call('POST', `/api/group-runs/${runId}/undo`, { confirm: '' });
+      await toEnd(runId, 'undone');
+      await db.source.stop();
+      const away = await lab.inject('POST', `/api/groups/${groupId}/marks`, { quiesce: false });
+      t.match(away.json(), { code: 'UND_GROUP_MARK_FAILED' });
+      t.equal((await points()).marks.length, 1);
+      db.source.start();
+      await allProtected();
+    },
+  );
 
   await t.test('what keeps one member from it keeps all from it', async (t) => {
     const typo = await fail({ kind: 'unplanned', confirm: 'shops' });

@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import t from 'tap';
 import { type BlockFacts, freezeOrder, parseMountinfo } from '../../agent/quiesce/freeze-order.ts';
 import { chooseHooks } from '../../agent/quiesce/hooks.ts';
+import { PointTaker } from '../../agent/quiesce/point-taker.ts';
 import { FrameKeeper } from '../integration/quiesce.lab.ts';
 import { MIB, ScriptedKernel, until } from '../integration/stream.lab.ts';
 
@@ -109,6 +110,40 @@ t.test('hooks: ready ones unless the user has one of that name', async (t) => {
 });
 
 // Seen red with frames closed by size and time only: one mark for the ten seconds.
+t.test(
+  'a point for a moment to come is marked then, behind its hooks and before its freeze',
+  async (t) => {
+    for (const quiesced of [false, true]) {
+      const said: string[] = [];
+      let markedMs = 0;
+      const taker: PointTaker = new PointTaker({
+        jobName: 'web1',
+        devicePaths: () => [],
+        putMark: async () => {
+          markedMs = Date.now();
+          setImmediate(() => taker.at(7n, true, () => 41));
+          return 7n;
+        },
+        quiesce: async (request) => {
+          said.push('hooks');
+          await request.ready?.();
+          said.push('freeze');
+          await request.mark();
+          const rest = { freezeMs: 1, fileSystems: [], hooks: [] };
+          request.marked({ quiesced: true, reason: null, ...rest });
+          return [];
+        },
+      });
+      const atMs = Date.now() + 200;
+      const { seq } = await taker.take('p', 'name', quiesced, { atMs });
+      t.equal(seq, 41);
+      // Red without the wait. A timer may be a millisecond early.
+      t.ok(markedMs >= atMs - 2, `marked ${markedMs - atMs} ms behind its moment`);
+      t.same(said, quiesced ? ['hooks', 'freeze'] : []);
+    }
+  },
+);
+
 t.test('a stream that lags has a clock mark in each second of the source', async (t) => {
   const dir = mkdtempSync(join(tmpdir(), 'clock-test-'));
   const kernel = new ScriptedKernel();

@@ -1,6 +1,14 @@
 import Type, { type Static } from 'typebox';
 import type { Router } from '../app.ts';
-import { Group, GroupFailoverRequest, GroupPoints, GroupRequest, GroupRunView } from '../schema.ts';
+import {
+  Group,
+  GroupFailoverRequest,
+  GroupMark,
+  GroupMarkRequest,
+  GroupPoints,
+  GroupRequest,
+  GroupRunView,
+} from '../schema.ts';
 import type { Services } from '../services.ts';
 
 const ById = Type.Object({ id: Type.String({ minLength: 1, maxLength: 64 }) });
@@ -61,6 +69,19 @@ export function registerGroupRoutes(route: Router, { groups }: Services): void {
     act: null,
     schema: { params: ById, response: { 200: GroupPoints } },
     handler: (request) => groups.points(idOf(request)),
+  });
+
+  route({
+    method: 'POST',
+    url: '/api/groups/:id/marks',
+    access: 'operator',
+    summary: 'Take a named point of all members at one moment, as far as their clocks allow',
+    act: 'group.mark',
+    schema: { params: ById, body: GroupMarkRequest, response: { 201: GroupMark } },
+    handler: async (request, reply) => {
+      const asked = request.body as GroupMarkRequest;
+      return reply.status(201).send(await groups.takeMark(idOf(request), asked));
+    },
   });
 
   route({
