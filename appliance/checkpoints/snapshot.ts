@@ -41,9 +41,16 @@ export async function readSnapshot(
     if (top && !sameDisk(top, disk.image)) tops.set(disk.diskId, top);
   }
   if (tops.size === 0) return { name: 'none' };
-  for (const disk of disks) {
+  // At once: apply waits for it.
+  const chains = await Promise.all(
+    disks.map(({ diskId }) => {
+      const top = tops.get(diskId);
+      return top && hypervisor.chain(top);
+    }),
+  );
+  for (const [at, disk] of disks.entries()) {
     const top = tops.get(disk.diskId);
-    const below = top && (await hypervisor.chain(top))[1];
+    const below = chains[at]?.[1];
     if (!top || !sameDisk(below, disk.image)) {
       const found = top ? `${top.name} on ${below?.name ?? 'nothing'}` : 'no checkpoint';
       return { name: 'broken', disk, expected: disk.image.name, found };

@@ -80,8 +80,8 @@ export interface Hypervisor {
   /**
    * One atomic, instant point in time over the disks of one job: a new, empty overlay becomes the top of each named
    * disk, the former top becomes a frozen layer; every other disk of the VM is left alone. The guest is not told:
-   * drain and flush first. All or nothing. Read the result (or `listAttachedDisks`) to know the chain; after
-   * `UND_HV_UNREACHABLE` nothing else tells whether it happened.
+   * drain and flush first. All or nothing. Read `listAttachedDisks` and `chain` to know what the VM writes now: the
+   * result says what was asked for, and after `UND_HV_UNREACHABLE` nothing else tells whether it happened.
    * Throws `UND_HV_VM_NOT_RUNNING`, `UND_HV_DISK_NOT_ATTACHED` (names the serial), `UND_HV_NAME_IN_USE`.
    */
   snapshotDisks(

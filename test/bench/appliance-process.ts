@@ -12,6 +12,8 @@ import {
 } from '../../appliance/replication/replication-stream.ts';
 import { PROTOCOL_VERSION } from '../../protocol/control.ts';
 import { Link } from '../../protocol/link.ts';
+import { HostedDisk } from './hosted-disk.ts';
+import type { LocalHostConfig } from './local-host.ts';
 
 export interface ApplianceConfig {
   jobDir: string;
@@ -20,6 +22,8 @@ export interface ApplianceConfig {
   journalBytes: number;
   /** PEM file with key and certificate, which both sides have. */
   pem: string;
+  /** The replica disk is made and attached there, and checkpoints can be taken. */
+  host?: LocalHostConfig;
 }
 
 /** Everything durable is on the replica disks; begin to sample the lag; the answer to `sampled` is a Sampled. */
@@ -27,7 +31,16 @@ export type PlainAsk = 'state' | 'drain' | 'sample' | 'sampled';
 export type ApplianceAsk =
   | { ask: PlainAsk }
   /** Open the one replica disk and apply all that is durable; the answer is an Applied. */
-  | { ask: 'apply'; replicaPath: string };
+  | { ask: 'apply'; replicaPath: string }
+  /** Take a checkpoint now; the answer is a Checkpointed. */
+  | { ask: 'checkpoint' };
+
+export interface Checkpointed {
+  /** From the request until apply goes on: the batch under way, its flush, the checkpoint. */
+  pauseMs: number;
+  /** Of that, with apply at its point: the snapshot on the host, and what is read back and recorded around it. */
+  takenMs: number;
+}
 
 export interface Applied {
   /** Until the last flush of the replica disk. */
@@ -45,10 +58,13 @@ export interface Sampled {
 
 const config = JSON.parse(process.env.BENCH!) as ApplianceConfig;
 const pem = readFileSync(config.pem);
+const disk = config.disks[0]!;
+const host = config.host && (await HostedDisk.make(config.host, config.jobDir, disk));
+if (host) process.once('exit', () => host.cleanUp());
 const stream = await ReplicationStream.open({
   jobId: 'bench',
   jobDir: config.jobDir,
-  disks: config.disks,
+  disks: host ? [{ ...disk, replicaPath: host.path }] : config.disks,
   settings: { compression: 'fast', bandwidthLimitBytesPerSec: null },
   limits: { journalBytes: config.journalBytes, ringBytes: config.ringBytes },
 });
@@ -99,15 +115,28 @@ const cpuSeconds = () => {
 async function apply(replicaPath: string): Promise<Applied> {
   const beganMs = performance.now();
   const before = cpuSeconds();
-  await stream.reopenDisks(new Map([[config.disks[0]!.diskId, replicaPath]]));
+  await stream.reopenDisks(new Map([[disk.diskId, replicaPath]]));
   await stream.drainApply();
   return { seconds: (performance.now() - beganMs) / 1000, cpuSeconds: cpuSeconds() - before };
+}
+
+async function checkpoint(): Promise<Checkpointed> {
+  const beganMs = performance.now();
+  let takenMs = 0;
+  await stream.atAppliedPoint(async (point) => {
+    const atPointMs = performance.now();
+    await host!.checkpoints.take(point, stream.journalId, 'bench');
+    takenMs = performance.now() - atPointMs;
+  });
+  return { pauseMs: performance.now() - beganMs, takenMs };
 }
 
 async function answerTo(asked: ApplianceAsk): Promise<unknown> {
   switch (asked.ask) {
     case 'apply':
       return apply(asked.replicaPath);
+    case 'checkpoint':
+      return checkpoint();
     case 'state':
       return stream.state();
     case 'drain':

@@ -105,7 +105,7 @@ export async function sameWrites(
   );
   fs.writeFileSync(
     log,
-    `${['fio version 2 iolog', `${dev} add`, `${dev} open`, ...lines, `${dev} datasync`, `${dev} close`].join('\n')}\n`,
+    `${['fio version 2 iolog', `${dev} add`, `${dev} open`, ...lines, `${dev} datasync 0 0`, `${dev} close`].join('\n')}\n`,
   );
   const seconds = await fioSeconds([`--read_iolog=${log}`, '--ioengine=psync']);
   fs.rmSync(log);

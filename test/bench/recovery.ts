@@ -6,19 +6,25 @@
  * - apply: that journal onto a block device until its last flush, against the very same writes by fio; bytes as the
  *   source wrote them.
  * - chain: reads, writes, opening and merging of a chain of checkpoints by its depth.
- * The sides take turns, round by round, and medians are compared.
+ * - pause: what a checkpoint holds up under churn: apply, acknowledgements.
+ * - failover: a test failover from the request to the VM's power-on, through the whole appliance.
+ * The last two run on the libvirt of a lab. The sides take turns, round by round, and medians are compared.
  *
- * --set parts=ingest,chain rounds=N medium=disk|memory totalMiB=N depths=1,16,64,256
+ * --set parts=ingest,chain,pause,failover rounds=N medium=disk|memory totalMiB=N depths=1,16,64,256
+ *       spanSeconds=N checkpoints=N tests=N
  */
-// apt: fio util-linux openssl qemu-utils qemu-system-common
+// apt: fio util-linux openssl qemu-utils qemu-system-common qemu-system-x86 openssh-client fdisk e2fsprogs
 
 import { ApplianceEnd } from './appliance-end.ts';
 import type { Applied } from './appliance-process.ts';
+import { type PausePlan, pauseRows } from './checkpoint-pause.ts';
 import { type Bench, type BenchOptions, median, type Row, row } from './frame.ts';
+import { startHostLab } from './host-lab.ts';
 import { type Medium, MIB, usage } from './lab.ts';
 import { type Made, MadeStream, makeFrames, type Shape } from './made-stream.ts';
 import { type ChainPlan, chainRows } from './qcow2-chain.ts';
 import { RecoveryLab, sameWrites, sequentialLimit } from './recovery-lab.ts';
+import { type FailoverPlan, failoverRows } from './test-failover.ts';
 
 interface Plan {
   parts: Set<string>;
@@ -26,6 +32,8 @@ interface Plan {
   rounds: number;
   shapes: Array<Shape & { totalMiB: number }>;
   chain: ChainPlan;
+  pause: PausePlan;
+  failover: FailoverPlan;
 }
 
 function planOf({ short, quick, set }: BenchOptions): Plan {
@@ -34,7 +42,10 @@ function planOf({ short, quick, set }: BenchOptions): Plan {
   const totalMiB = Number(set.totalMiB ?? by(2048, 768, 24));
   const depths = (set.depths ?? by('1,16,64,256', '1,16,256', '1,3')).split(',').map(Number);
   return {
-    parts: new Set((set.parts ?? 'ingest,chain').split(',')),
+    // The short form has no lab, which takes longer than all the rest.
+    parts: new Set(
+      (set.parts ?? (short ? 'ingest,chain' : 'ingest,chain,pause,failover')).split(','),
+    ),
     medium,
     rounds: Number(set.rounds ?? by(5, 3, 1)),
     shapes: [
@@ -50,6 +61,18 @@ function planOf({ short, quick, set }: BenchOptions): Plan {
       rounds: by(3, 1, 1),
       merges: by(16, 8, 1),
       direct: medium === 'disk',
+    },
+    pause: {
+      diskMiB: by(2048, 1024, 64),
+      checkpoints: Number(set.checkpoints ?? by(20, 5, 1)),
+      everyMs: by(5_000, 3_000, 500),
+      bytesPerSec: 20e6,
+    },
+    failover: {
+      diskMiB: by(8192, 2048, 256),
+      rounds: Number(set.tests ?? by(5, 3, 1)),
+      spanSeconds: Number(set.spanSeconds ?? by(900, 30, 1)),
+      bytesPerSec: 20e6,
     },
   };
 }
@@ -172,6 +195,20 @@ async function* chainPart(plan: Plan, { progress }: BenchOptions): AsyncGenerato
   }
 }
 
+async function* hostParts(plan: Plan, options: BenchOptions): AsyncGenerator<Row> {
+  const name = process.env.LAB_NAME ?? 'bench';
+  options.progress(`a lab, ${name}`);
+  const hostLab = await startHostLab(name, plan.failover.rounds + 4);
+  const lab = new RecoveryLab('disk', 0);
+  try {
+    if (plan.parts.has('pause')) yield* pauseRows(lab, hostLab, plan.pause, options.progress);
+    if (plan.parts.has('failover')) yield* failoverRows(hostLab, plan.failover, options.progress);
+  } finally {
+    lab.close();
+    await hostLab.close();
+  }
+}
+
 const bench: Bench = {
   summary: 'what journal, checkpoints and recovery keep up with and cost',
   hasQuick: true,
@@ -179,6 +216,7 @@ const bench: Bench = {
     const plan = planOf(options);
     if (plan.parts.has('ingest')) yield* ingestRows(plan, options);
     if (plan.parts.has('chain')) yield* chainPart(plan, options);
+    if (plan.parts.has('pause') || plan.parts.has('failover')) yield* hostParts(plan, options);
   },
 };
 

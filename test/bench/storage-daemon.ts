@@ -33,7 +33,7 @@ export class StorageDaemon {
         ...['--chardev', `socket,id=qmp,path=${socketPath},server=on,wait=off`],
         ...['--monitor', 'chardev=qmp'],
       ],
-      { stdio: ['ignore', 'inherit', 'inherit'] },
+      { stdio: ['ignore', 'ignore', 'inherit'] },
     );
     await until('the storage daemon', () => {
       if (child.exitCode !== null) throw new Error('the storage daemon ended');
