@@ -38,6 +38,8 @@ import { endedJob, jobHandle } from './jobs/job-handle.ts';
 import { JobService } from './jobs/job-service.ts';
 import { PointService } from './jobs/point-service.ts';
 import { type AgentSession, createAgentServer } from './receive/agent-server.ts';
+import type { NbdOptions } from './recovery/browse/nbd-export.ts';
+import type { OpenPoints } from './recovery/browse/point-server.ts';
 import { FailoverEngine, type FailoverEngineOptions } from './recovery/engine.ts';
 import { type Fence, fenced } from './recovery/fence.ts';
 import { handoverPlan } from './recovery/handover-plan.ts';
@@ -75,6 +77,8 @@ export interface Outside {
     sourceWithUuid: (smbiosUuid: string, address: string) => string | null,
   ) => SourceInstaller;
   preparer: GuestPreparer;
+  /** Made late, because exports tell their clients where the appliance is. */
+  server: (self: NbdOptions) => OpenPoints;
   failover?: Pick<
     FailoverEngineOptions,
     'prover' | 'probe' | 'locate' | 'flushDevice' | 'retryDelayMs' | 'watchMs'
@@ -224,6 +228,7 @@ export async function startAppliance(
     sessionOf: (sourceId) => agents.sessions.get(sourceId) ?? null,
     ownedByFailover: (jobId) => engine?.ownsDisks(jobId) ?? false,
     underTest: (jobId) => Boolean(engine?.testOf(jobId)),
+    mounted: (jobId) => (engine?.openMountsOf(jobId).length ?? 0) > 0,
     poolPollMs: outside.poolPollMs,
   });
 
@@ -240,6 +245,7 @@ export async function startAppliance(
     const job = jobs.find(failover.jobId) && jobs.actor(failover.jobId);
     if (!job) return;
     const { name } = failover.state;
+    if (failover.kind === 'mount') return;
     if (failover.kind === 'test') {
       const verdict = failover.test?.verdict;
       if (verdict?.passed) job.provenBootable(verdict.at);
@@ -256,11 +262,16 @@ export async function startAppliance(
     const job = jobs.find(jobId) && jobs.actor(jobId);
     return job ? jobHandle(job, sources) : endedJob(jobId);
   };
+  const server = outside.server({
+    bind: config.listen,
+    addresses: () => ownAddresses(config.addresses),
+  });
   const engine: FailoverEngine | null = outside.hypervisor
     ? new FailoverEngine({
         hypervisor: outside.hypervisor,
         store: new FailoverRecordStore(db),
         preparer: outside.preparer,
+        server,
         evidenceFolder: join(config.dataDir, 'evidence'),
         job: handleOf,
         onChange: (failover) => {
@@ -318,6 +329,19 @@ export async function startAppliance(
     events,
     check: members.check,
   });
+  /** @throws UND_FAILOVER_NOT_FOUND */
+  const mountOf = (id: string): Failover => {
+    const found = failoverEngine().get(id);
+    if (found.kind !== 'mount') throw undError('UND_FAILOVER_NOT_FOUND', { failover: id });
+    return found;
+  };
+
+  /** @throws UND_FAILOVER_NOT_FOUND, UND_MOUNT_NOT_OPEN */
+  const openMount = (id: string): string => {
+    const { failoverId, state } = mountOf(id);
+    if (state.name === 'completed') return failoverId;
+    throw undError('UND_MOUNT_NOT_OPEN', { mount: id, reason: `it is ${state.name}` });
+  };
 
   const agentTls = () => ({ key: tls.keyPem, cert: tls.certPem, ca: ca.caPem });
   const agents = createAgentServer({
@@ -389,6 +413,19 @@ export async function startAppliance(
       commit: (id, confirm) => failoverEngine().commit(id, confirm),
       setAutoEnd: (id, autoEnd) => failoverEngine().setAutoEnd(id, autoEnd),
       screenshot: (id) => failoverEngine().screenshot(id),
+    },
+    mounts: {
+      list: () => engine?.mounts() ?? [],
+      get: (id) => mountOf(id),
+      start: (jobId, { point = 'newest', purpose, keepMinutes = 60 }) =>
+        failoverEngine().startMount(jobId, {
+          wanted: point === 'newest' ? null : point,
+          purpose,
+          keepMinutes,
+        }),
+      end: (id) => failoverEngine().endMount(mountOf(id).failoverId),
+      browser: (id) => server.browser(openMount(id)),
+      nbd: (id) => server.nbd(openMount(id)),
     },
     backup: new BackupService({
       dataDir: config.dataDir,
@@ -481,6 +518,7 @@ export async function startAppliance(
       runner.close();
       await app.close();
       await engine?.close();
+      await server.closeAll();
       await agents.close();
       await jobs.close();
       events.close();

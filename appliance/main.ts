@@ -8,6 +8,8 @@ import type { Hypervisor } from './hypervisor/hypervisor.ts';
 import { LibvirtHypervisor } from './hypervisor/libvirt/libvirt-hypervisor.ts';
 import { localTransport, sshTransport } from './hypervisor/libvirt/transport.ts';
 import { SysfsDiskLocator } from './jobs/disk-locator.ts';
+import { createPointServer } from './recovery/browse/point-server.ts';
+import { runBrowseWorker } from './recovery/browse/worker.ts';
 import { createGuestPreparer } from './recovery/prepare-guest/index.ts';
 import { runPrepareWorker } from './recovery/prepare-guest/worker.ts';
 import { createSourceInstaller } from './sources/installer.ts';
@@ -17,6 +19,8 @@ const SSH_CONTROL_DIR = '/tmp/und-ssh';
 
 /** This program again, as the process that prepares a guest in namespaces of its own. */
 const PREPARE_WORKER = 'prepare-guest-worker';
+/** And as the one that reads the files of a recovery point. */
+const BROWSE_WORKER = 'browse-worker';
 
 function connectHost(host: HostSettings | null): Hypervisor | null {
   if (!host) return null;
@@ -29,6 +33,7 @@ function connectHost(host: HostSettings | null): Hypervisor | null {
 
 async function main(): Promise<void> {
   if (process.argv[2] === PREPARE_WORKER) return runPrepareWorker();
+  if (process.argv[2] === BROWSE_WORKER) return runBrowseWorker();
   const read = readConfig(process.argv.slice(2), process.env);
   if (read.act === 'help') return void process.stdout.write(HELP);
   if (read.act === 'version') return void process.stdout.write(`${VERSION}\n`);
@@ -57,6 +62,11 @@ async function main(): Promise<void> {
         preparer: createGuestPreparer({
           workerCommand: [process.execPath, process.argv[1]!, PREPARE_WORKER],
         }),
+        server: (nbd) =>
+          createPointServer({
+            workerCommand: [process.execPath, process.argv[1]!, BROWSE_WORKER],
+            nbd,
+          }),
       };
     },
     // Exit with a failure: the service manager starts it again whatever its policy.

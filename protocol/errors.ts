@@ -676,6 +676,31 @@ export const ERRORS = {
     hint: 'Check the network between source server and appliance; the agent connects again by itself.',
     httpStatus: 504,
   },
+  UND_MOUNT_BUSY: {
+    message: 'Something still has a disk of the recovery point open: {users}.',
+    hint: 'It is tried again by itself. If it lasts, restart the appliance.',
+    httpStatus: 409,
+  },
+  UND_MOUNT_FAILED: {
+    message: 'The recovery point could not be opened: {reason}.',
+    hint: 'Try another point, or a test failover. Replication goes on.',
+    httpStatus: 500,
+  },
+  UND_MOUNT_NOT_OPEN: {
+    message: 'The recovery point {mount} is not open for this: {reason}.',
+    hint: 'Open it again.',
+    httpStatus: 409,
+  },
+  UND_MOUNT_OPEN: {
+    message: 'A recovery point of job {job} is open.',
+    hint: 'Close it first, or use the one that is open.',
+    httpStatus: 409,
+  },
+  UND_MOUNT_PATH: {
+    message: '{path} on {volume} cannot be read: {reason}.',
+    hint: 'Choose another file or folder.',
+    httpStatus: 409,
+  },
   UND_NETWORK_INACTIVE: {
     message: 'Network {network} of the target host is not active.',
     hint: 'Start the network on the target host, or choose another one.',

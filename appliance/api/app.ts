@@ -25,6 +25,7 @@ import { registerEventRoutes } from './routes/events.ts';
 import { registerFailoverRoutes } from './routes/failovers.ts';
 import { registerGroupRoutes } from './routes/groups.ts';
 import { registerJobRoutes } from './routes/jobs.ts';
+import { registerMountRoutes } from './routes/mounts.ts';
 import { registerPointRoutes } from './routes/points.ts';
 import { registerSessionRoutes } from './routes/session.ts';
 import { registerSourceRoutes } from './routes/sources.ts';
@@ -208,6 +209,7 @@ export async function registerApi(app: FastifyInstance, services: Services): Pro
   registerPointRoutes(route, services);
   registerFailoverRoutes(route, services);
   registerGroupRoutes(route, services);
+  registerMountRoutes(route, services);
   registerConfigRoutes(route, services);
   registerEventRoutes(route, services);
   registerAgentRoutes(route, services);

@@ -721,6 +721,20 @@ export const TestFailoverRequest = Type.Object({
   ),
 });
 export type TestFailoverRequest = Static<typeof TestFailoverRequest>;
+export const MountRequest = Type.Object({
+  point: Type.Optional(WantedPoint),
+  purpose: Type.Union([Type.Literal('files'), Type.Literal('nbd')], {
+    description: 'browse and download files, or export the whole disks to a backup tool',
+  }),
+  keepMinutes: Type.Optional(
+    Type.Integer({
+      minimum: 1,
+      maximum: 10_080,
+      description: 'after which it is closed by itself; 60',
+    }),
+  ),
+});
+export type MountRequest = Static<typeof MountRequest>;
 export const FailoverStepName = Type.Union([
   Type.Literal('stop-services'),
   Type.Literal('final-mark'),
@@ -737,6 +751,7 @@ export const FailoverStepName = Type.Union([
   Type.Literal('power-on'),
   Type.Literal('prove-boot'),
   Type.Literal('test-checks'),
+  Type.Literal('serve'),
 ]);
 export type FailoverStepName = Static<typeof FailoverStepName>;
 export const FailoverStep = Type.Object({
@@ -766,10 +781,43 @@ export const FailoverState = Type.Union([
   Type.Object({ name: Type.Literal('committed') }),
 ]);
 export type FailoverState = Static<typeof FailoverState>;
+export const GuestVolume = Type.Object({
+  volumeId: Type.String({ description: 'the name on the source: vda1, or vdb for a whole disk' }),
+  disk: Type.String(),
+  sizeBytes: Type.Number(),
+  content: Type.String({ description: 'ext4, xfs, vfat, swap, lvm, …' }),
+  label: Nullable(Type.String()),
+  uuid: Nullable(Type.String()),
+  mountPoint: Nullable(Type.String({ description: "where the guest's own fstab has it" })),
+  browsable: Type.Boolean(),
+  note: Nullable(Type.String({ description: 'why it cannot be browsed, or what to know of it' })),
+});
+export type GuestVolume = Static<typeof GuestVolume>;
+export const NbdExport = Type.Object({
+  addresses: Type.Array(Type.String(), { description: 'at which the appliance can be reached' }),
+  port: Type.Integer(),
+  name: Type.String({ description: 'of the export' }),
+  disk: Type.String(),
+  sizeBytes: Type.Number(),
+});
+export type NbdExport = Static<typeof NbdExport>;
+export const MountFacts = Type.Object({
+  purpose: MountRequest.properties.purpose,
+  keepMinutes: Type.Integer(),
+  endsAt: Nullable(Type.String({ description: 'when it is closed by itself' })),
+  volumes: Type.Array(GuestVolume, { description: 'of one for files, once it is open' }),
+  exports: Type.Array(NbdExport, { description: 'of one for NBD, once it is open' }),
+});
+export type MountFacts = Static<typeof MountFacts>;
 export const Failover = Type.Object({
   failoverId: Id,
   jobId: Id,
-  kind: Type.Union([Type.Literal('unplanned'), Type.Literal('planned'), Type.Literal('test')]),
+  kind: Type.Union([
+    Type.Literal('unplanned'),
+    Type.Literal('planned'),
+    Type.Literal('test'),
+    Type.Literal('mount'),
+  ]),
   replicaName: Type.String(),
   startedAt: Iso,
   endedAt: Nullable(Iso),
@@ -814,6 +862,7 @@ export const Failover = Type.Object({
       },
     ),
   ),
+  mount: Nullable(MountFacts),
   guestChanges: Type.Array(
     Type.String({ description: 'what guest preparation changed, in words' }),
   ),
@@ -1009,6 +1058,44 @@ export const GroupRunView = Type.Object({
   endedAt: Nullable(Iso),
 });
 export type GroupRunView = Static<typeof GroupRunView>;
+// ---- files of a mounted point --------------------------------------------------------------------------------------
+/**
+ * A path in a file system of the guest: absolute, its bytes percent-encoded where they are not plain ASCII, because names
+ * on Linux are bytes and no text. `/etc/hosts` is written as it is, a space as %20, a percent sign as %25.
+ */
+export const GuestPath = Type.String({
+  maxLength: 12_288,
+  pattern: '^/(?:[!-$&-~]|%[0-9A-Fa-f]{2})*$',
+  description: 'absolute, bytes percent-encoded',
+});
+export const FileEntry = Type.Object({
+  name: Type.String({ description: 'for people: what is no UTF-8 is replaced' }),
+  path: GuestPath,
+  kind: Type.Union([
+    Type.Literal('file'),
+    Type.Literal('folder'),
+    Type.Literal('link'),
+    Type.Literal('special'),
+    Type.Literal('unreadable'),
+  ]),
+  sizeBytes: Nullable(Type.Number({ description: 'of files' })),
+  modifiedAt: Nullable(Iso),
+  mode: Type.Integer({ description: 'permission bits' }),
+  uid: Type.Integer(),
+  gid: Type.Integer(),
+  target: Nullable(
+    Type.String({ description: 'of a link: what it says, which need not be there' }),
+  ),
+});
+export type FileEntry = Static<typeof FileEntry>;
+export const FileListing = Type.Object({
+  path: Type.String({ description: 'the folder itself, all links followed' }),
+  entries: Type.Array(FileEntry, { description: 'folders first, then by name' }),
+  from: Type.Integer(),
+  total: Type.Integer(),
+  truncated: Type.Boolean({ description: 'the folder has more than are counted here' }),
+});
+export type FileListing = Static<typeof FileListing>;
 
 // ---- certificates, audit, events ---------------------------------------------------------------------------------
 export const Certificate = Type.Object({
@@ -1101,7 +1188,14 @@ export type ServerEvent = Static<typeof ServerEvent>;
  * POST   /api/jobs/:id/journal-check   -> JournalCheck (202)
  * POST   /api/jobs/:id/failover        FailoverRequest -> Failover (202)
  * POST   /api/jobs/:id/test-failover   TestFailoverRequest -> Failover (202)
- * GET    /api/failovers                -> Failover[]
+ * POST   /api/jobs/:id/mount           MountRequest -> Failover (202; of kind mount)
+ * GET    /api/mounts                   -> Failover[]
+ * GET    /api/mounts/:id               -> Failover
+ * POST   /api/mounts/:id/end           -> Failover (202)
+ * GET    /api/mounts/:id/files?volume=V&path=P&from=N&limit=N -> FileListing (operator)
+ * GET    /api/mounts/:id/file?volume=V&path=P -> the file, whole or a range of it (operator)
+ * GET    /api/mounts/:id/nbd-credentials.tar -> application/x-tar with what a client needs (operator)
+ * GET    /api/failovers                -> Failover[]        (mounts are not among them)
  * GET    /api/failovers/:id            -> Failover
  * POST   /api/failovers/:id/undo       {confirm: string} -> Failover (202)
  * POST   /api/failovers/:id/commit     {confirm: string} -> Failover (202)

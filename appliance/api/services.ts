@@ -9,10 +9,13 @@ import type { GroupService } from '../groups/group-service.ts';
 import type { IdentityService } from '../identity/identity-service.ts';
 import type { JobService } from '../jobs/job-service.ts';
 import type { PointService } from '../jobs/point-service.ts';
+import type { Browser } from '../recovery/browse/browser.ts';
+import type { NbdExports } from '../recovery/browse/nbd-export.ts';
 import type {
   AutoEnd,
   Failover,
   FailoverRequest,
+  MountRequest,
   SystemInfo,
   TestFailoverRequest,
 } from './schema.ts';
@@ -38,6 +41,21 @@ export interface FailoverControl {
   screenshot(failoverId: string): Promise<Buffer>;
 }
 
+/** Recovery points that are looked into. */
+export interface MountControl {
+  list(): Failover[];
+  /** @throws UND_FAILOVER_NOT_FOUND */
+  get(mountId: string): Failover;
+  /** @throws UND_MOUNT_OPEN, UND_FAILOVER_RUNNING, UND_FAILOVER_NOT_READY, UND_POINT_GONE */
+  start(jobId: string, request: MountRequest): Promise<Failover>;
+  /** @throws UND_FAILOVER_NOT_FOUND, UND_FAILOVER_STATE */
+  end(mountId: string): Failover;
+  /** @throws UND_FAILOVER_NOT_FOUND, UND_MOUNT_NOT_OPEN */
+  browser(mountId: string): Browser;
+  /** @throws UND_FAILOVER_NOT_FOUND, UND_MOUNT_NOT_OPEN */
+  nbd(mountId: string): NbdExports;
+}
+
 export interface Services {
   auth: AuthService;
   audit: AuditLog;
@@ -47,6 +65,7 @@ export interface Services {
   points: PointService;
   failovers: FailoverControl;
   groups: GroupService;
+  mounts: MountControl;
   host: HostService;
   backup: BackupService;
   events: EventHub;

@@ -47,6 +47,7 @@ export interface ActorContext {
   ownedByFailover(): boolean;
   /** A test failover rests on its disks; it goes on replicating. */
   underTest(): boolean;
+  mounted(): boolean;
   applianceVm(): Promise<string>;
   journalBytes(): Promise<number>;
   changed(): void;
@@ -381,6 +382,9 @@ export class JobActor {
     if (this.#c.ownedByFailover()) throw this.#stateError('deleted');
     if (this.#c.underTest()) {
       throw undError('UND_TEST_RUNNING', { job: this.row.settings.replicaName });
+    }
+    if (this.#c.mounted()) {
+      throw undError('UND_MOUNT_OPEN', { job: this.row.settings.replicaName });
     }
     if (phase.name !== 'deleting') this.#advance({ type: 'deletion-asked', disks }, 'deleted');
     else this.#save({ ...this.row, phase: { name: 'deleting', disks, failed: null } });
@@ -953,7 +957,11 @@ export class JobActor {
   }
 
   /** @see JobHandle.holdPoint */
-  async holdPoint(sourceTime: string | null, failoverId: string): Promise<RecoveryPoint> {
+  async holdPoint(
+    sourceTime: string | null,
+    failoverId: string,
+    reason: string,
+  ): Promise<RecoveryPoint> {
     if (sourceTime !== null) return this.choosePoint(sourceTime, failoverId);
     const notReady = (reason: string) =>
       undError('UND_FAILOVER_NOT_READY', { job: this.row.settings.replicaName, reason });
@@ -962,7 +970,7 @@ export class JobActor {
     if (!stream || !this.#disksOpen) throw notReady('its replica disks are not attached');
     // Not in turn: apply has to come to a halt for it, and what has the turn may be waiting for apply.
     const point = await stream.atAppliedPoint(async (now) => {
-      await this.#checkpoints.take(now, stream.journalId, 'test failover');
+      await this.#checkpoints.take(now, stream.journalId, reason);
       return now;
     });
     if (!point) throw notReady('the replica disks hold no consistent point just now');

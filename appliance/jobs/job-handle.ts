@@ -71,7 +71,7 @@ export function jobHandle(actor: JobActor, sources: SourceService): JobHandle {
     drainApply: (onProgress) => actor.drainApply(onProgress),
 
     choosePoint: (sourceTime, failoverId) => actor.choosePoint(sourceTime, failoverId),
-    holdPoint: (sourceTime, failoverId) => actor.holdPoint(sourceTime, failoverId),
+    holdPoint: (sourceTime, failoverId, reason) => actor.holdPoint(sourceTime, failoverId, reason),
     releasePoint: (failoverId) => actor.releasePoint(failoverId),
     replay: (point, devices, onProgress, signal) =>
       actor.replay(point, devices, onProgress, signal),

@@ -46,6 +46,8 @@ export interface JobServiceOptions {
   sessionOf: (sourceId: string) => StreamSession | null;
   ownedByFailover: (jobId: string) => boolean;
   underTest: (jobId: string) => boolean;
+  /** Whether a point of it is open for reading. */
+  mounted: (jobId: string) => boolean;
   poolPollMs?: number;
 }
 
@@ -245,6 +247,7 @@ export class JobService {
       session: () => this.#o.sessionOf(row.sourceId),
       ownedByFailover: () => this.#o.ownedByFailover(row.jobId),
       underTest: () => this.#o.underTest(row.jobId),
+      mounted: () => this.#o.mounted(row.jobId),
       applianceVm: () => this.#vmName(),
       journalBytes: () => this.#journalQuota(),
       changed: () => this.#o.events.jobChanged(row.jobId),

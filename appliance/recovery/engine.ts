@@ -6,7 +6,7 @@ import { readFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
 import { asUndError, undError } from '../../protocol/errors.ts';
-import type { AutoEnd, Failover, FailoverStepName } from '../api/schema.ts';
+import type { AutoEnd, Failover, FailoverStepName, MountFacts } from '../api/schema.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import { type Fence, fenceOf } from './fence.ts';
 import { flushDevice, locateDisk } from './locate.ts';
@@ -24,6 +24,8 @@ import { type AddressProbe, probeAddresses, probed } from './probe.ts';
 import { type BootProver, createBootProver } from './prove-boot.ts';
 import {
   type FailoverRecord,
+  isAside,
+  newMountRecord,
   newRecord,
   newTestRecord,
   type StartOptions,
@@ -33,7 +35,7 @@ import { ReplicaWatch } from './replica-watch.ts';
 import { reportPage } from './report.ts';
 import { commit, STEPS, type StepContext } from './steps.ts';
 import { createTestChecker, type TestChecker } from './test-checks.ts';
-import type { FailoverStore, GuestPreparer, JobHandle } from './types.ts';
+import type { FailoverStore, GuestPreparer, JobHandle, PointServer } from './types.ts';
 
 export interface FailoverEngineOptions {
   hypervisor: Hypervisor;
@@ -41,6 +43,7 @@ export interface FailoverEngineOptions {
   /** Throws when there is no such job. */
   job(jobId: string): Promise<JobHandle> | JobHandle;
   preparer: GuestPreparer;
+  server: PointServer;
   /** Folder for screenshots and console texts. */
   evidenceFolder: string;
   /** Called after every change that a person can see; must not throw. */
@@ -70,6 +73,11 @@ export interface TestOptions {
   failoverId?: string;
 }
 
+export interface MountOptions extends Pick<MountFacts, 'purpose' | 'keepMinutes'> {
+  /** The moment to look at; null: a checkpoint is taken now. */
+  wanted: { sourceTime: string } | null;
+}
+
 /** Wall time may step while a timer counts: an end in the far future is looked at this often. */
 const LONGEST_TIMER_MS = 10 * 60_000;
 const HELD_BACK_MS = 10_000;
@@ -82,9 +90,9 @@ export class FailoverEngine {
   readonly #running = new Map<string, Promise<void>>();
   /** Jobs for which a failover is being started but has no record yet. */
   readonly #starting = new Set<string>();
-  /** Tests that are to be taken down, whatever they are doing. */
+  /** Tests and mounts that are to be taken down, whatever they are doing. */
   readonly #ending = new Set<string>();
-  /** Each ends the step that is under way of one test. */
+  /** Each ends the step that is under way of one of them. */
   readonly #interrupts = new Map<string, AbortController>();
   /** Each looks again when a completed failover's own end has come. */
   readonly #timers = new Map<string, NodeJS.Timeout>();
@@ -108,7 +116,7 @@ export class FailoverEngine {
       hypervisor: options.hypervisor,
       watched: () =>
         [...this.#records.values()]
-          .filter(({ phase }) => phase.name === 'completed')
+          .filter(({ kind, phase }) => kind !== 'mount' && phase.name === 'completed')
           .map(({ failoverId, vm }) => ({ failoverId, vmUuid: vm.uuid, mac: vm.mac })),
       changed: (failoverId) => options.onChange?.(this.get(failoverId)),
       now: () => this.#now(),
@@ -127,7 +135,10 @@ export class FailoverEngine {
   resumeAll(): void {
     this.#watch.start();
     for (const record of this.#records.values()) {
-      if (isActive(record.phase) || ownEnd(record)) this.#drive(record.failoverId);
+      if (!isActive(record.phase) && !ownEnd(record)) continue;
+      // What served it, and those who used it, went with the former process.
+      if (record.kind === 'mount') this.#ending.add(record.failoverId);
+      this.#drive(record.failoverId);
     }
   }
 
@@ -140,9 +151,19 @@ export class FailoverEngine {
     return false;
   }
 
-  /** Newest first. */
+  /** Newest first; without mounts. */
   list(): Failover[] {
+    return this.#list(({ kind }) => kind !== 'mount');
+  }
+
+  /** Points that are or were looked into; newest first. */
+  mounts(): Failover[] {
+    return this.#list(({ kind }) => kind === 'mount');
+  }
+
+  #list(which: (record: FailoverRecord) => boolean): Failover[] {
     return [...this.#records.values()]
+      .filter(which)
       .sort((a, b) => b.startedAt.localeCompare(a.startedAt))
       .map((record) => this.#view(record));
   }
@@ -197,6 +218,52 @@ export class FailoverEngine {
     return null;
   }
 
+  /** The mounts of a job that have not been closed yet. */
+  openMountsOf(jobId: string): Failover[] {
+    return this.#list(
+      ({ kind, jobId: id, phase }) =>
+        kind === 'mount' && id === jobId && (isActive(phase) || phase.name === 'completed'),
+    );
+  }
+
+  /**
+   * Begins to open a point for reading and returns at once; the job goes on. One per job and purpose. It is closed by
+   * itself after its time, and at the next start of the appliance.
+   * Throws `UND_MOUNT_OPEN`, `UND_FAILOVER_RUNNING`, `UND_FAILOVER_NOT_READY`, `UND_POINT_GONE`.
+   */
+  async startMount(jobId: string, options: MountOptions): Promise<Failover> {
+    if (this.ownsDisks(jobId)) {
+      throw undError('UND_FAILOVER_RUNNING', { job: this.ofJob(jobId)?.replicaName ?? jobId });
+    }
+    const open = this.openMountsOf(jobId).find(({ mount }) => mount?.purpose === options.purpose);
+    if (open) throw undError('UND_MOUNT_OPEN', { job: open.replicaName });
+    this.#starting.add(jobId);
+    try {
+      const job = await this.#options.job(jobId);
+      const description = await job.describe();
+      if (options.wanted) await job.choosePoint(options.wanted.sourceTime, null);
+      else if (!description.recoverable.ok) {
+        const { reason } = description.recoverable;
+        throw undError('UND_FAILOVER_NOT_READY', { job: description.replicaName, reason });
+      }
+      const { applianceVm } = await this.#options.hypervisor.describeHost();
+      const record = newMountRecord(description, applianceVm, this.#now(), options);
+      await this.#save(record);
+      this.#drive(record.failoverId);
+      return this.#view(record);
+    } finally {
+      this.#starting.delete(jobId);
+    }
+  }
+
+  /**
+   * Closes a mount now, whatever it is doing. Returns at once.
+   * Throws `UND_FAILOVER_NOT_FOUND`, `UND_FAILOVER_STATE`.
+   */
+  endMount(mountId: string): Failover {
+    return this.#end(mountId, 'mount', 'closed');
+  }
+
   /**
    * Begins a test failover and returns at once: a VM of another name, on an isolated network, on overlays of a checkpoint,
    * while the job goes on. It is taken down by itself after its verdict.
@@ -243,16 +310,16 @@ export class FailoverEngine {
    * Throws `UND_FAILOVER_NOT_FOUND`, `UND_FAILOVER_STATE`.
    */
   endTest(failoverId: string): Failover {
+    return this.#end(failoverId, 'test', 'ended as a test');
+  }
+
+  #end(failoverId: string, kind: 'test' | 'mount', act: string): Failover {
     const record = this.#record(failoverId);
     const { phase, replicaName } = record;
     const open = isActive(phase) || phase.name === 'completed';
-    if (record.kind !== 'test' || !open) {
-      const state = record.kind === 'test' ? phase.name : record.kind;
-      throw undError('UND_FAILOVER_STATE', {
-        failover: replicaName,
-        act: 'ended as a test',
-        state,
-      });
+    if (record.kind !== kind || !open) {
+      const state = record.kind === kind ? phase.name : record.kind;
+      throw undError('UND_FAILOVER_STATE', { failover: replicaName, act, state });
     }
     this.#ending.add(failoverId);
     this.#interrupts.get(failoverId)?.abort();
@@ -279,7 +346,7 @@ export class FailoverEngine {
 
   /**
    * Begins a failover and returns at once; with a plan it is a planned one. `confirm` is the replica's name as a person
-   * typed it. A test of the job is ended first. Throws `UND_POINT_GONE`, `UND_FAILOVER_SOURCE_ALIVE`, `UND_AGENT_OFFLINE` (planned), `UND_FAILOVER_CONFIRM`, `UND_FAILOVER_RUNNING`, `UND_FAILOVER_NOT_READY`, `UND_HV_NAME_IN_USE`, and whatever
+   * typed it. A test and mounts of the job are ended first. Throws `UND_POINT_GONE`, `UND_FAILOVER_SOURCE_ALIVE`, `UND_AGENT_OFFLINE` (planned), `UND_FAILOVER_CONFIRM`, `UND_FAILOVER_RUNNING`, `UND_FAILOVER_NOT_READY`, `UND_HV_NAME_IN_USE`, and whatever
    * keeps it from asking the target host: nothing has been changed then.
    */
   async start(jobId: string, confirm: string, options: StartOptions = {}): Promise<Failover> {
@@ -301,6 +368,10 @@ export class FailoverEngine {
       if (test) {
         this.endTest(test.failoverId);
         await this.settled(test.failoverId);
+      }
+      for (const { failoverId } of this.openMountsOf(jobId)) {
+        this.endMount(failoverId);
+        await this.settled(failoverId);
       }
       // A moment in the past can be recovered whatever the replica disks are just now.
       if (wanted) await job.choosePoint(wanted.sourceTime, null);
@@ -516,7 +587,7 @@ export class FailoverEngine {
       ended = true;
       return applyEvent(record, { type: `${act}-asked`, by: 'time' }, this.#now());
     });
-    if (ended && next.kind !== 'test') this.#options.onAutoEnd?.(this.#view(next), act);
+    if (ended && !isAside(next)) this.#options.onAutoEnd?.(this.#view(next), act);
     return ended;
   }
 
@@ -634,6 +705,15 @@ export class FailoverEngine {
     }
   }
 
+  /** What served a mount has ended by itself: it is closed, and says why. */
+  #gone(failoverId: string, reason: string): void {
+    const record = this.#record(failoverId);
+    if (record.phase.name !== 'running' && record.phase.name !== 'completed') return;
+    // Saved with the undo that follows.
+    this.#records.set(failoverId, { ...record, notes: [...record.notes, reason] });
+    this.endMount(failoverId);
+  }
+
   /** Shown, not saved: what a step is doing now is of no use after a crash. */
   #detail(failoverId: string, step: FailoverStepName, detail: string): void {
     const next = applyEvent(
@@ -667,6 +747,8 @@ export class FailoverEngine {
       prover: this.#prover,
       checker: this.#checker,
       probe: this.#probe,
+      server: this.#options.server,
+      gone: (reason) => this.#gone(failoverId, reason),
       locate: this.#options.locate ?? locateDisk,
       flushDevice: this.#options.flushDevice ?? flushDevice,
       now: () => this.#now(),

@@ -12,7 +12,7 @@
  * | any other                         | none        | none                                                     |
  */
 import { type UndError, undError } from '../../protocol/errors.ts';
-import type { FailoverRecord } from './record.ts';
+import { type FailoverRecord, isAside } from './record.ts';
 
 export type Fence =
   | { name: 'none' }
@@ -42,8 +42,8 @@ export function fenceOf(
 ): Fence {
   const mine = records
     .filter(
-      // A test takes nobody's place.
-      (record) => record.kind !== 'test' && record.sourceId === sourceId && !record.fenceLifted,
+      // A test and a mount take nobody's place.
+      (record) => !isAside(record) && record.sourceId === sourceId && !record.fenceLifted,
     )
     .toSorted((a, b) => b.startedAt.localeCompare(a.startedAt));
   const newest = mine[0];

@@ -7,7 +7,7 @@
  * | running      | first step that is not done, from the front                         | completed   |
  * | compensating | last step that began and is not compensated, from the back          | failed      |
  * | undoing      | the same                                                            | undone      |
- * | completed, of a test | undo, when it has been kept long enough                     | undone      |
+ * | completed, of a test or mount | undo, when it has been kept long enough            | undone      |
  * | completed    | commit or undo after a time, if that was asked for and nobody decided before |    |
  * | committing   | commit                                                              | committed   |
  * | others       | rest                                                                |             |
@@ -17,7 +17,7 @@
  */
 import type { SerialisedError } from '../../protocol/errors.ts';
 import type { AutoEnd, FailoverStep, FailoverStepName } from '../api/schema.ts';
-import type { FailoverRecord, Phase } from './record.ts';
+import { type FailoverRecord, isAside, type Phase } from './record.ts';
 
 export type Action =
   | { do: 'run'; step: FailoverStepName }
@@ -47,9 +47,10 @@ export function isActive(phase: Phase): boolean {
   );
 }
 
-/** Whether the job's disks belong to the failover: the job service must leave them alone. A test leaves them to the job. */
-export function ownsDisks({ kind, phase }: Pick<FailoverRecord, 'kind' | 'phase'>): boolean {
-  if (kind === 'test') return false;
+/** Whether the job's disks belong to the failover: the job service must leave them alone. A test and a mount leave them to the job. */
+export function ownsDisks(record: Pick<FailoverRecord, 'kind' | 'phase'>): boolean {
+  if (isAside(record)) return false;
+  const { phase } = record;
   return isActive(phase) || phase.name === 'completed' || phase.name === 'committed';
 }
 
@@ -99,6 +100,12 @@ const judged = (
 const later = (now: string, minutes: number): string =>
   new Date(Date.parse(now) + minutes * 60_000).toISOString();
 
+/** A mount is open from now on, for the time that was asked for. */
+const opened = (record: FailoverRecord, now: string): FailoverRecord => {
+  const { mount } = record;
+  return mount ? { ...record, mount: { ...mount, endsAt: later(now, mount.keepMinutes) } } : record;
+};
+
 const timed = (autoEnd: AutoEnd | null | undefined, from: string | null) =>
   autoEnd
     ? {
@@ -108,14 +115,16 @@ const timed = (autoEnd: AutoEnd | null | undefined, from: string | null) =>
       }
     : null;
 
-/** When a completed failover is ended by itself (ISO 8601), and how; null: a person has to do it. */
+/** When what is completed is ended by itself (ISO 8601), and how; null: a person has to do it. */
 export function ownEnd({
   phase,
   test,
+  mount,
   autoEnd,
 }: FailoverRecord): { at: string | null; act: AutoEnd['act'] } | null {
   if (phase.name !== 'completed') return null;
-  if (test) return { at: test.endsAt, act: 'undo' };
+  const aside = test ?? mount;
+  if (aside) return { at: aside.endsAt, act: 'undo' };
   return autoEnd ? { at: autoEnd.at, act: autoEnd.act } : null;
 }
 
@@ -153,7 +162,7 @@ export function applyEvent(
         // One event, one save: the proof and the end of the last step never come apart in a crash.
         if (next.steps.some((step) => step.state !== 'done')) return next;
         return {
-          ...judged(next, true, event.detail, now),
+          ...opened(judged(next, true, event.detail, now), now),
           phase: { name: 'completed', proof: event.detail },
           autoEnd: timed(record.autoEnd, now),
           endedAt: now,
@@ -188,15 +197,18 @@ export function applyEvent(
       };
     }
     case 'undo-asked':
-      return phase.name === 'completed' || (phase.name === 'running' && record.kind === 'test')
+      if (phase.name !== 'completed' && (phase.name !== 'running' || !isAside(record)))
+        return record;
+      // Ended before its first step: there is nothing to take back.
+      return record.steps.some(began)
         ? { ...decided(record, event.by), phase: { name: 'undoing' }, endedAt: null }
-        : record;
+        : { ...decided(record, event.by), phase: { name: 'undone' }, endedAt: now };
     case 'commit-asked':
-      return phase.name === 'completed' && record.kind !== 'test'
+      return phase.name === 'completed' && !isAside(record)
         ? { ...decided(record, event.by), phase: { name: 'committing' }, endedAt: null }
         : record;
     case 'auto-end-set':
-      return record.kind !== 'test' && (phase.name === 'running' || phase.name === 'completed')
+      return !isAside(record) && (phase.name === 'running' || phase.name === 'completed')
         ? { ...record, autoEnd: timed(event.autoEnd, phase.name === 'completed' ? now : null) }
         : record;
     case 'commit-done':

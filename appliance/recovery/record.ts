@@ -7,6 +7,7 @@ import type {
   FailoverState,
   FailoverStep,
   FailoverStepName,
+  MountFacts,
   TestCheckResult,
   TestChecks,
 } from '../api/schema.ts';
@@ -53,6 +54,14 @@ const TEST_STEP_NAMES = [
   'test-checks',
 ] as const satisfies readonly FailoverStepName[];
 
+/** Of a mount, in their order: nothing but its overlays is touched, and no VM is made. */
+const MOUNT_STEP_NAMES = [
+  'hold-point',
+  'overlay',
+  'replay',
+  'serve',
+] as const satisfies readonly FailoverStepName[];
+
 const TITLES: Record<FailoverStepName, string> = {
   'stop-services': 'Stop the chosen services on the source server',
   'final-mark': 'Flush the source server and wait until everything has arrived',
@@ -62,13 +71,14 @@ const TITLES: Record<FailoverStepName, string> = {
   apply: 'Apply everything that arrived',
   checkpoint: 'Take a checkpoint of the replica disks',
   detach: 'Detach the replica disks from the appliance',
-  overlay: 'Create overlays for the replica VM',
+  overlay: 'Create overlays of the point',
   replay: 'Replay the journal up to the chosen point',
   'prepare-guest': 'Prepare the guest for its new hardware',
   define: 'Define the replica VM',
   'power-on': 'Power the replica VM on',
   'prove-boot': 'Prove that it booted',
   'test-checks': 'Make the checks of the test',
+  serve: 'Open it for reading',
 };
 
 export interface RecordDisk {
@@ -132,7 +142,7 @@ export interface FailoverRecord {
   version: 1;
   failoverId: string;
   jobId: string;
-  kind: 'unplanned' | 'planned' | 'test';
+  kind: 'unplanned' | 'planned' | 'test' | 'mount';
   /** Absent in records of before planned failovers. */
   sourceId?: string;
   /** What is done on the source; null: nothing, the failover is unplanned. */
@@ -151,6 +161,8 @@ export interface FailoverRecord {
   test?: TestFacts | null;
   /** What is done by itself, at `at` when that is known; null or absent: nothing, or a person has decided. */
   autoEnd?: (AutoEnd & { at: string | null }) | null;
+  /** Of a mount. */
+  mount?: MountFacts | null;
   replicaName: string;
   sourceName: string;
   startedAt: string;
@@ -345,6 +357,27 @@ export function newTestRecord(
   };
 }
 
+/** A point that is only looked at: it has neither VM nor network. */
+export function newMountRecord(
+  job: JobDescription,
+  applianceVm: string,
+  now: string,
+  options: Pick<MountFacts, 'purpose' | 'keepMinutes'> & { wanted: { sourceTime: string } | null },
+): FailoverRecord {
+  const { wanted, purpose, keepMinutes } = options;
+  return {
+    ...newRecord(job, applianceVm, now, { wanted }),
+    kind: 'mount',
+    probe: [],
+    mount: { purpose, keepMinutes, endsAt: null, volumes: [], exports: [] },
+    steps: waiting(MOUNT_STEP_NAMES.filter((name) => name !== 'replay' || wanted)),
+  };
+}
+
+/** Whether it leaves the job, its disks and its stream alone, and is taken down again after its time. */
+export const isAside = ({ kind }: Pick<FailoverRecord, 'kind'>): boolean =>
+  kind === 'test' || kind === 'mount';
+
 /** Of the VM of a test failover; names of VMs have at most 63 characters. */
 export const testName = (replicaName: string): string => `${replicaName.slice(0, 58)}-test`;
 
@@ -403,6 +436,7 @@ export function toApi(
     steps: record.steps.map((step) => ({ ...step })),
     point: { ...record.point, wanted: record.wanted?.sourceTime ?? null },
     test: record.test ? testToApi(record.test, record.vm.network) : null,
+    mount: record.mount ?? null,
     isolateOnReturn: record.isolateOnReturn ?? false,
     autoEnd: record.autoEnd ? { ...record.autoEnd, heldBack } : null,
     guestChanges: [

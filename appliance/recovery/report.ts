@@ -18,6 +18,7 @@ const KIND: Record<Failover['kind'], string> = {
   unplanned: 'Unplanned failover',
   planned: 'Planned failover',
   test: 'Test failover',
+  mount: 'Look into a recovery point',
 };
 
 const CHECK: Record<TestCheckResult['state'], string> = {

@@ -11,7 +11,7 @@ import type { AddressProbe } from './probe.ts';
 import type { BootProver } from './prove-boot.ts';
 import { type FailoverRecord, layerName, type RecordDisk, vmDiskOrder } from './record.ts';
 import type { TestChecker } from './test-checks.ts';
-import type { GuestPreparer, JobHandle } from './types.ts';
+import type { GuestPreparer, JobHandle, PointServer } from './types.ts';
 
 export interface StepContext {
   readonly record: FailoverRecord;
@@ -25,6 +25,9 @@ export interface StepContext {
   prover: BootProver;
   checker: TestChecker;
   probe: AddressProbe;
+  server: PointServer;
+  /** What serves a mount has ended by itself. */
+  gone(reason: string): void;
   /** The appliance's device for an attached disk; waits for it to appear. Throws `UND_FAILOVER_DEVICE_MISSING`. */
   locate(serial: string, signal: AbortSignal): Promise<string>;
   /** Writes back and drops what the appliance's kernel has cached of a device. */
@@ -136,13 +139,17 @@ const powerOff: Step = {
 };
 
 // ---- hold-point --------------------------------------------------------------------------------------------------
-/** Only of tests. Nothing merges what the overlays rest on until this is taken back, which is the last of all. */
+/** Of tests and mounts. Nothing merges what the overlays rest on until this is taken back, which is the last of all. */
 const holdPoint: Step = {
   async run({ job, record, save }) {
     if (!record.chosen) {
       // A former run may have held another one.
       await job.releasePoint(record.failoverId);
-      const found = await job.holdPoint(record.wanted?.sourceTime ?? null, record.failoverId);
+      const found = await job.holdPoint(
+        record.wanted?.sourceTime ?? null,
+        record.failoverId,
+        record.kind === 'mount' ? 'to be looked into' : 'test failover',
+      );
       await save((current) => ({
         chosen: found,
         point: {
@@ -532,12 +539,18 @@ async function detachOverlays({ hypervisor, record }: StepContext): Promise<void
 
 type OverlayDevice = { diskId: string; sourceName: string; devicePath: string; boot: boolean };
 
-async function attachOverlays(context: StepContext): Promise<OverlayDevice[]> {
+async function attachOverlays(
+  context: StepContext,
+  { readOnly = false } = {},
+): Promise<OverlayDevice[]> {
   const { hypervisor, record, locate, signal, detail } = context;
   const devices: OverlayDevice[] = [];
   for (const { diskId, sourceName, boot, overlay, prepareSerial } of record.disks) {
     detail(`attaching the overlay of ${sourceName}`);
-    await hypervisor.attachDisk(record.applianceVm, overlay as DiskRef, { serial: prepareSerial });
+    await hypervisor.attachDisk(record.applianceVm, overlay as DiskRef, {
+      serial: prepareSerial,
+      ...(readOnly ? { readOnly } : {}),
+    });
     devices.push({ diskId, sourceName, boot, devicePath: await locate(prepareSerial, signal) });
   }
   return devices;
@@ -717,6 +730,57 @@ const testChecks: Step = {
   compensate: async () => null,
 };
 
+// ---- serve -------------------------------------------------------------------------------------------------------
+/**
+ * Of mounts. The overlays stay attached until it is taken back. For an export they are attached read-only: a backup tool
+ * gets exactly the point. File systems get writable ones, because mounting one that was in use replays its journal.
+ */
+const serve: Step = {
+  async run(context) {
+    const { server, signal, detail, save, gone } = context;
+    await closeServed(context);
+    const readOnly = context.record.mount?.purpose === 'nbd';
+    const devices = await attachOverlays(context, { readOnly });
+    const { record } = context;
+    const mount = record.mount as NonNullable<typeof record.mount>;
+    detail(readOnly ? 'opening the export' : 'mounting its file systems');
+    const served = await server.open(
+      {
+        mountId: record.failoverId,
+        purpose: mount.purpose,
+        keepMinutes: mount.keepMinutes,
+        disks: devices.map((device, index) => ({
+          ...device,
+          sizeBytes: record.disks[index]?.sizeBytes ?? 0,
+        })),
+        onGone: gone,
+      },
+      signal,
+    );
+    await save((current) => ({ mount: { ...(current.mount ?? mount), ...served } }));
+    const browsable = served.volumes.filter((volume) => volume.browsable).length;
+    return readOnly
+      ? `${plural(served.exports.length, 'disk')} exported`
+      : `${plural(browsable, 'file system')} mounted`;
+  },
+  async compensate(context) {
+    await closeServed(context);
+    return 'closed';
+  },
+};
+
+/** Serving ends before its disks go: a file system that is mounted must not lose its disk. */
+async function closeServed(context: StepContext): Promise<void> {
+  const { hypervisor, record, server, locate, signal } = context;
+  const attached = await hypervisor.listAttachedDisks(record.applianceVm);
+  const paths: string[] = [];
+  for (const { prepareSerial } of record.disks) {
+    if (bySerial(attached, prepareSerial)) paths.push(await locate(prepareSerial, signal));
+  }
+  await server.close(record.failoverId, paths);
+  await detachOverlays(context);
+}
+
 export const STEPS: Record<FailoverStepName, Step> = {
   'stop-services': stopServices,
   'final-mark': finalMark,
@@ -733,6 +797,7 @@ export const STEPS: Record<FailoverStepName, Step> = {
   'power-on': powerOn,
   'prove-boot': proveBoot,
   'test-checks': testChecks,
+  serve,
 };
 
 /**

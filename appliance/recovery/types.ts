@@ -2,7 +2,7 @@
  * What the failover engine needs from its neighbours: the job service, the store, guest preparation. They implement
  * these; the engine imports nothing of theirs.
  */
-import type { TestChecks } from '../api/schema.ts';
+import type { MountFacts, TestChecks } from '../api/schema.ts';
 import type { DiskRef, Firmware } from '../hypervisor/hypervisor.ts';
 import type { FailoverRecord } from './record.ts';
 
@@ -145,10 +145,11 @@ export interface JobHandle {
   choosePoint(sourceTime: string, failoverId: string | null): Promise<RecoveryPoint>;
 
   /**
-   * For a test: as `choosePoint` with a holder; without a moment, a checkpoint is taken now. Replication goes on. Throws
+   * For a test or a mount: as `choosePoint` with a holder; without a moment, a checkpoint is taken now. Replication goes on. Throws
    * `UND_FAILOVER_NOT_READY`, `UND_POINT_GONE`, `UND_POOL_LOW`, `UND_HV_…`.
+   * @param reason why a checkpoint is taken, in words
    */
-  holdPoint(sourceTime: string | null, failoverId: string): Promise<RecoveryPoint>;
+  holdPoint(sourceTime: string | null, failoverId: string, reason: string): Promise<RecoveryPoint>;
 
   /** Ends what `holdPoint` holds. */
   releasePoint(failoverId: string): Promise<void>;
@@ -216,4 +217,29 @@ export interface PrepareReport {
 export interface GuestPreparer {
   /** Throws `UND_GUEST_PREPARE_FAILED`, `UND_GUEST_ISOLATION`. */
   prepare(request: PrepareRequest, signal: AbortSignal): Promise<PrepareReport>;
+}
+
+/** The overlays of a point, attached to the appliance, to be looked at. */
+export interface ServeRequest {
+  mountId: string;
+  purpose: MountFacts['purpose'];
+  disks: (PrepareDisk & { sizeBytes: number })[];
+  keepMinutes: number;
+  /** Called once when what serves it has ended without having been told to. */
+  onGone(reason: string): void;
+}
+
+/** Serves mounted points to people and backup tools. Nothing of it outlives the appliance's process. */
+export interface PointServer {
+  /** Throws `UND_MOUNT_FAILED`, `UND_GUEST_ISOLATION`. What it began is taken back by `close`. */
+  open(
+    request: ServeRequest,
+    signal: AbortSignal,
+  ): Promise<Pick<MountFacts, 'volumes' | 'exports'>>;
+
+  /**
+   * Ends what serves it, downloads included; from its return on nothing has the disks open, also when they were opened by
+   * a former process of the appliance. Throws `UND_MOUNT_BUSY`: ask again.
+   */
+  close(mountId: string, devicePaths: readonly string[]): Promise<void>;
 }

@@ -12,7 +12,7 @@ base_build() {
 
   step "Debian packages"
   tree_bootstrap "$tree" \
-    linux-image-amd64,initramfs-tools,systemd-sysv,systemd-timesyncd,udev,dbus,kmod,e2fsprogs,xfsprogs,btrfs-progs,dosfstools,fdisk,gdisk,iproute2,iputils-ping,netbase,procps,less,openssh-server,openssh-client,ca-certificates,cpio,zstd,xz-utils,lz4,bzip2,lzop,mtools,libatomic1 \
+    linux-image-amd64,initramfs-tools,systemd-sysv,systemd-timesyncd,udev,dbus,kmod,e2fsprogs,xfsprogs,btrfs-progs,dosfstools,fdisk,gdisk,iproute2,iputils-ping,netbase,procps,less,openssh-server,openssh-client,ca-certificates,cpio,zstd,xz-utils,lz4,bzip2,lzop,mtools,qemu-utils,libatomic1 \
     "$UNDERSTUDY_ROOT/build/logs/base.log" \
     --essential-hook="cp -r --no-preserve=ownership '$from/early/.' \"\$1/\"" \
     --essential-hook="cp -r --no-preserve=ownership '$from/base/.' \"\$1/\"" || return 1

@@ -1012,6 +1012,7 @@ export async function startPageMock(options: PageMockOptions): Promise<PageMock>
           ? { ...request.body.autoEnd, at: null, heldBack: null }
           : null,
         isolateOnReturn: false,
+        mount: null,
         guestChanges: [],
         addresses: [],
         hasScreenshot: false,
@@ -1068,6 +1069,7 @@ export async function startPageMock(options: PageMockOptions): Promise<PageMock>
         },
         autoEnd: null,
         isolateOnReturn: false,
+        mount: null,
         guestChanges: [],
         addresses: [],
         hasScreenshot: false,

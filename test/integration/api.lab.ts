@@ -34,6 +34,7 @@ import type {
 } from '../../appliance/hypervisor/hypervisor.ts';
 import { volumeName } from '../../appliance/hypervisor/names.ts';
 import type { DiskLocator } from '../../appliance/jobs/disk-locator.ts';
+import { createPointServer } from '../../appliance/recovery/browse/point-server.ts';
 import type { ApplianceAddress } from '../../appliance/sources/installer.ts';
 import type { MachineIdentity } from '../../protocol/control.ts';
 import { type ErrorCode, type ErrorParams, undError } from '../../protocol/errors.ts';
@@ -43,6 +44,7 @@ import { StandInSystemd } from './systemd.lab.ts';
 export { until };
 
 const VM = 'understudy-appliance';
+const BROWSE_WORKER = join(import.meta.dirname, '../../appliance/recovery/browse/worker-main.ts');
 
 const isOn = (spec: VmSpec, { path }: DiskRef): boolean =>
   spec.disks.some(({ disk }) => disk.path === path);
@@ -650,6 +652,8 @@ export class Lab {
           };
         },
         preparer: { prepare: async () => ({ os: 'Debian', changes: ['none'], unfixable: [] }) },
+        server: (nbd) =>
+          createPointServer({ workerCommand: [process.execPath, BROWSE_WORKER], nbd }),
         failover: {
           locate: async (serial) => (await this.host.find(serial))!,
           flushDevice: async () => {},

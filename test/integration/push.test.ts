@@ -38,6 +38,7 @@ const appliance: Appliance = await startAppliance(
       return createSourceInstaller({ appliance: self, agentDir });
     },
     preparer: { prepare: async () => Promise.reject(undError('UND_INTERNAL')) } as never,
+    server: () => ({ closeAll: async () => {} }) as never,
     passwordCost: { log2N: 10, r: 8, p: 1 },
   }),
   { logger: false, restart: () => undefined },

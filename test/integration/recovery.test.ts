@@ -197,6 +197,10 @@ const engineOf = (): FailoverEngine =>
         return { os: 'the sample', changes: [], unfixable: [] };
       },
     },
+    server: {
+      open: async () => Promise.reject(new Error('no mounts here')),
+      close: async () => {},
+    },
     evidenceFolder: evidence,
     locate: (serial) => locate(serial),
     flushDevice: async () => {

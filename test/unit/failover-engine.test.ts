@@ -20,6 +20,7 @@ import type {
   HandoverPlan,
   JobDescription,
   JobHandle,
+  PointServer,
 } from '../../appliance/recovery/types.ts';
 import { type ErrorCode, undError } from '../../protocol/errors.ts';
 
@@ -67,8 +68,11 @@ class World {
   dead: () => void = () => {};
   boots = true;
   /** What is played; a test recovers the chosen moment, or the checkpoint of frame 3 itself. */
-  kind: 'unplanned' | 'test' = 'unplanned';
+  kind: 'unplanned' | 'test' | 'mount' = 'unplanned';
   keepMinutes = 0;
+  purpose: 'files' | 'nbd' = 'files';
+  /** What serves a mount; lost when the process dies, and with it what it had open. */
+  served = new Map<string, string[]>();
   held = new Set<string>();
   isolated = true;
   /** A moment is recovered: from a checkpoint of frame 3 below the replica disks, by replay up to frame 4. */
@@ -122,6 +126,7 @@ class World {
       case 'die':
       case 'die-with-vm':
         this.open = false;
+        this.served.clear();
         if (trouble.kind === 'die-with-vm') {
           this.attached.clear();
           for (const image of this.unflushed) this.damaged.add(image);
@@ -225,6 +230,8 @@ function modelHypervisor(world: World): Hypervisor {
       world.place(`detachDisk ${serial}`, () => {
         const image = world.attached.get(serial);
         world.forbid(/^uvd[ab]$/.test(serial) && world.open, `${serial} yanked while open`);
+        const served = [...world.served.values()].flat();
+        world.forbid(image !== undefined && served.includes(image), `${image} yanked while served`);
         if (image && world.unflushed.delete(image)) world.damaged.add(image);
         world.attached.delete(serial);
       }),
@@ -246,7 +253,10 @@ function modelHypervisor(world: World): Hypervisor {
       world.place('createOverlay', () => {
         if (world.images.has(full(name))) throw undError('UND_HV_NAME_IN_USE', { name });
         if (world.writersOf(base.name).length > 0) throw undError('UND_HV_DISK_IN_USE');
-        world.forbid(world.kind === 'test' && world.held.size === 0, 'an overlay on what may go');
+        world.forbid(
+          world.kind !== 'unplanned' && world.held.size === 0,
+          'an overlay on what may go',
+        );
         world.images.set(full(name), { backing: base.name, data: null });
         return ref(full(name));
       }),
@@ -426,7 +436,7 @@ function modelJob(world: World): JobHandle {
       }),
     stopIntake: () =>
       world.place('stopIntake', () => {
-        world.forbid(world.kind === 'test', 'a test stopped the intake');
+        world.forbid(world.kind !== 'unplanned', `a ${world.kind} stopped the intake`);
         world.forbid(world.held.size > 0, 'failed over under a test');
         world.job.intake = false;
         return { durableSeq: world.job.durable, sourceTime: '2026-01-01T00:00:00.000Z' };
@@ -466,12 +476,12 @@ function modelJob(world: World): JobHandle {
       }),
     releasePoint: (failoverId) =>
       world.place('releasePoint', () => {
+        world.held.delete(failoverId);
         const resting = disks.flatMap((disk) => world.childrenOf(`ck-${disk}`));
         world.forbid(
-          resting.some((name) => !name.startsWith('base-')),
+          world.held.size === 0 && resting.some((name) => !name.startsWith('base-')),
           `let go under ${resting}`,
         );
-        world.held.delete(failoverId);
       }),
     replay: async (_point, devices) => {
       const targets = devices.map(({ devicePath }) => {
@@ -517,6 +527,30 @@ function modelJob(world: World): JobHandle {
   };
 }
 
+function modelServer(world: World): PointServer {
+  return {
+    open: async ({ mountId, purpose, disks }) => {
+      const images = disks.map(({ devicePath }) => devicePath.slice('/dev/'.length));
+      await world.place('open begins', () => {
+        world.served.set(mountId, images);
+        for (const image of images) {
+          const frame = `frame ${world.moment ? 4 : 3}`;
+          const now = world.content(image);
+          world.forbid(now !== frame, `opened ${now}`);
+          world.forbid(world.damaged.has(image), `opened unflushed ${image}`);
+          // Mounting replays the journal of the file system.
+          if (purpose === 'files') (world.images.get(image) as Image).data = frame;
+        }
+      });
+      return world.place('open ends', () => ({ volumes: [], exports: [] }));
+    },
+    close: (mountId) =>
+      world.place('close', () => {
+        world.served.delete(mountId);
+      }),
+  };
+}
+
 function modelEngine(world: World, options: Partial<FailoverEngineOptions> = {}): FailoverEngine {
   const hypervisor = modelHypervisor(world);
   const store: FailoverStore = {
@@ -556,6 +590,7 @@ function modelEngine(world: World, options: Partial<FailoverEngineOptions> = {})
     store,
     job: () => modelJob(world),
     preparer,
+    server: modelServer(world),
     evidenceFolder: '/nonexistent',
     locate: async (serial) => `/dev/${world.attached.get(serial)}`,
     flushDevice: async (path) => {
@@ -623,11 +658,18 @@ async function play(world: World, troubles: Trouble[], ask: Ask = null): Promise
         const options = { keepMinutes, trigger: 'person', wanted: moment ? wanted : null } as const;
         id = (await engine.startTest(JOB, options)).failoverId;
       }
+      id ??= engine.mounts()[0]?.failoverId;
+      if (!id && world.kind === 'mount') {
+        const { keepMinutes, moment, purpose } = world;
+        const options = { keepMinutes, purpose, wanted: moment ? wanted : null };
+        id = (await engine.startMount(JOB, options)).failoverId;
+      }
       const { plan, autoEnd } = world;
       if (!id) id = (await engine.start(JOB, REPLICA, { wanted, plan, autoEnd })).failoverId;
       let failover = await engine.settled(id);
       if (ask && !asked && failover.state.name === 'completed') {
         if (world.kind === 'test') engine.endTest(id);
+        else if (world.kind === 'mount') engine.endMount(id);
         else await engine[ask](id, REPLICA);
         asked = true;
         failover = await engine.settled(id);
@@ -645,7 +687,7 @@ async function play(world: World, troubles: Trouble[], ask: Ask = null): Promise
   throw new Error('died more often than told to');
 }
 
-/** What a test has left behind or harmed, or nothing. */
+/** What a test or a mount has left behind or harmed, or nothing. */
 function judgeTest(world: World): string[] {
   const wrong = [...world.violations];
   const check = (ok: boolean, what: string) => {
@@ -653,6 +695,7 @@ function judgeTest(world: World): string[] {
   };
   check(world.vms.size === 0, 'a VM is left');
   check(world.held.size === 0, 'the checkpoint is still held');
+  check(world.served.size === 0, 'it is still served');
   const images = [...world.images.keys()].sort().join(' ');
   check(images === 'base-vda base-vdb ck-vda ck-vdb', `images: ${images}`);
   const attached = [...world.attached].map((pair) => pair.join(' ')).sort();
@@ -1476,4 +1519,106 @@ t.test('no test without an isolated network', async (t) => {
   const options = { wanted: null, keepMinutes: 0, trigger: 'person' } as const;
   t.equal(await codeOf(engine.startTest(JOB, options)), 'UND_TEST_NO_NETWORK');
   t.equal(world.records.size, 0);
+});
+
+const mountWorld = (moment: boolean, change: Partial<World> = {}): World =>
+  Object.assign(new World(true), { kind: 'mount', moment, keepMinutes: 60, ...change });
+
+t.test('a point is open for reading until it is closed; replication is untouched', async (t) => {
+  for (const moment of [false, true]) {
+    for (const purpose of ['files', 'nbd'] as const) {
+      const world = mountWorld(moment, { purpose });
+      const open = await play(world, []);
+      t.match(open, {
+        kind: 'mount',
+        state: { name: 'completed' },
+        point: { seq: moment ? 4 : 3 },
+      });
+      t.equal(Date.parse(open.mount!.endsAt!) - Date.parse(open.endedAt!), 3_600_000);
+      t.equal(world.served.size, 1);
+      t.ok(world.open && world.job.intake && world.vms.size === 0, 'replication goes on');
+
+      const closed = mountWorld(moment, { purpose });
+      t.equal((await play(closed, [], 'undo')).state.name, 'undone');
+      t.same(judgeTest(closed), []);
+    }
+  }
+});
+
+// Red when serving ends after its disks have gone, and when a mount is taken up again after a death.
+t.test('a mount, whenever the appliance dies, an answer is lost or refused', async (t) => {
+  for (const [moment, purpose] of [
+    [false, 'files'],
+    [true, 'files'],
+    [true, 'nbd'],
+  ] as const) {
+    const probe = mountWorld(moment, { purpose });
+    await play(probe, [], 'undo');
+    const failures: string[] = [];
+    for (const [at, name] of probe.places.entries()) {
+      for (const kind of ['die', 'die-with-vm', 'lose-answer', 'refuse'] as const) {
+        const ours = / save |holdPoint|releasePoint|replay|close/.test(name);
+        if ((kind === 'lose-answer' || kind === 'refuse') && ours) continue;
+        const world = mountWorld(moment, { purpose });
+        const failover = await play(world, [{ at, kind }], 'undo').catch((error: Error) => error);
+        const wrong = failover instanceof Error ? [failover.message] : judgeTest(world);
+        if (!(failover instanceof Error)) {
+          const state = failover.state.name;
+          // Refused on the way to it; else whoever dies with it, and whoever closes it, finds it taken back.
+          const failed = kind === 'refuse' || /open/.test(name);
+          if (state !== 'undone' && !(failed && state === 'failed')) wrong.push(`ended ${state}`);
+        }
+        if (wrong.length > 0) failures.push(`${kind} ${name} (${at}): ${wrong.join('; ')}`);
+      }
+    }
+    t.ok(probe.places.length > 40, `${probe.places.length} places`);
+    t.same(failures, [], `moment ${moment}, ${purpose}`);
+  }
+});
+
+t.test('a mount is closed by its time, by a failover, and when what serves it ends', async (t) => {
+  const world = mountWorld(false);
+  const options = { wanted: null, keepMinutes: 60, purpose: 'files' } as const;
+  let gone: (reason: string) => void = () => {};
+  const server = modelServer(world);
+  const engine = modelEngine(world, {
+    server: {
+      ...server,
+      open: (request, signal) => {
+        gone = request.onGone;
+        return server.open(request, signal);
+      },
+    },
+  });
+  await engine.load();
+  const first = await engine.settled((await engine.startMount(JOB, options)).failoverId);
+  t.same(engine.list(), [], 'it is among the mounts, not among the failovers');
+  t.equal(await codeOf(engine.startMount(JOB, options)), 'UND_MOUNT_OPEN');
+  const second = await engine.startMount(JOB, { ...options, purpose: 'nbd' });
+  t.equal((await engine.settled(second.failoverId)).state.name, 'completed', 'one per purpose');
+  t.equal(engine.openMountsOf(JOB).length, 2);
+  t.notOk(engine.ownsDisks(JOB));
+  t.same(engine.fenceOf('source-1', null), { name: 'none' }, 'a mount fences no source');
+  t.equal(await codeOf(engine.commit(first.failoverId, REPLICA)), 'UND_FAILOVER_STATE');
+  gone('it was out of memory');
+  const ended = await engine.settled(second.failoverId);
+  t.match(ended, { state: { name: 'undone' }, notes: ['it was out of memory'] });
+  t.match(engine.get(first.failoverId), { state: { name: 'completed' } });
+
+  world.kind = 'unplanned';
+  const wanted = { sourceTime: '2026-01-01T00:00:00.500Z' };
+  const real = await engine.start(JOB, REPLICA, { wanted });
+  t.match(
+    engine.get(first.failoverId),
+    { state: { name: 'undone' } },
+    'a failover closes it first',
+  );
+  await engine.settled(real.failoverId);
+  t.equal(await codeOf(engine.startMount(JOB, options)), 'UND_FAILOVER_RUNNING');
+  t.same(world.violations, []);
+  await engine.close();
+
+  const short = mountWorld(true, { keepMinutes: 0 });
+  t.equal((await play(short, [])).state.name, 'undone');
+  t.same(judgeTest(short), []);
 });

@@ -97,6 +97,7 @@ const failover = (change: Partial<Failover>): Failover => ({
       endedAt: '2026-11-24T03:00:12.500Z',
     },
   ],
+  mount: null,
   point: { seq: 7, sourceTime: '2026-11-24T02:59:58.000Z', wanted: null, lossMs: 2000 },
   test: {
     trigger: 'schedule',

@@ -6,7 +6,7 @@ import { spawn } from 'node:child_process';
 import { readlinkSync } from 'node:fs';
 import { UndError, undError } from '../../../protocol/errors.ts';
 import type { GuestPreparer, PrepareReport, PrepareRequest } from '../types.ts';
-import type { PrepareProgram } from './programs.ts';
+import { ISOLATED_ENV, isolated } from './isolation.ts';
 import type { WorkerInput, WorkerOutput } from './worker.ts';
 
 export interface GuestPreparerOptions {
@@ -19,21 +19,6 @@ export interface GuestPreparerOptions {
   limitMs?: number;
 }
 
-const LEASH = ['setpriv' satisfies PrepareProgram, '--pdeathsig', 'KILL', '--'];
-const NAMESPACES = [
-  'unshare' satisfies PrepareProgram,
-  '--mount',
-  '--propagation',
-  'private',
-  '--net',
-  '--ipc',
-  '--uts',
-  '--pid',
-  '--fork',
-  '--kill-child=KILL',
-  '--mount-proc',
-  '--',
-];
 const MAX_OUTPUT_BYTES = 8 * 1024 * 1024;
 
 export function createGuestPreparer(options: GuestPreparerOptions): GuestPreparer {
@@ -49,7 +34,7 @@ function runWorker(
   request: PrepareRequest,
   signal: AbortSignal,
 ): Promise<PrepareReport> {
-  const [command = '', ...args] = [...LEASH, ...NAMESPACES, ...workerCommand];
+  const [command = '', ...args] = isolated(workerCommand);
   const input: WorkerInput = {
     ...request,
     outsideMountNamespace: readlinkSync('/proc/self/ns/mnt'),
@@ -61,10 +46,7 @@ function runWorker(
       killSignal: 'SIGKILL',
       timeout: limitMs,
       stdio: ['pipe', 'pipe', 'pipe'],
-      env: {
-        PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
-        LC_ALL: 'C.UTF-8',
-      },
+      env: ISOLATED_ENV,
     });
     let output = '';
     let complaint = '';

@@ -4,14 +4,13 @@
  * guest's file systems are mounted nosuid, nodev, noexec, through loop devices that vanish with their mount; nothing is
  * scanned or assembled: no LVM, no RAID, no btrfs, and no device but the given ones is looked at.
  */
-import { spawnSync } from 'node:child_process';
-import { mkdirSync, readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { mkdirSync } from 'node:fs';
 import { setTimeout as pause } from 'node:timers/promises';
 import { asUndError, type SerialisedError, undError } from '../../../protocol/errors.ts';
 import type { PrepareReport, PrepareRequest } from '../types.ts';
-import { openReader, window } from './bytes.ts';
-import { findDevice, type GuestPartition, partitionName } from './devices.ts';
+import { findDevice, type GuestPartition } from './devices.ts';
 import { ensureFallbackLoader } from './efi.ts';
+import { findPartitions } from './find-partitions.ts';
 import {
   agentPassive,
   attempt,
@@ -22,9 +21,9 @@ import {
   staleCaches,
 } from './fixes.ts';
 import { GuestRoot } from './guest-root.ts';
-import { ESP_TYPE, readPartitions } from './partitions.ts';
-import type { PrepareProgram } from './programs.ts';
-import { identify } from './superblock.ts';
+import { isolate, run, WORK } from './isolation.ts';
+import { loopsOf } from './loops.ts';
+import { ESP_TYPE } from './partitions.ts';
 
 export type WorkerInput = PrepareRequest & {
   /** The mount namespace of the appliance: the worker must not be in it. */
@@ -32,74 +31,10 @@ export type WorkerInput = PrepareRequest & {
 };
 export type WorkerOutput = { report: PrepareReport } | { error: SerialisedError };
 
-const WORK = '/mnt';
 const ROOT = `${WORK}/root`;
 const MOUNTABLE = new Set(['ext2', 'ext3', 'ext4', 'xfs']);
 /** File systems of their own that hold what is changed. */
 const PARTS = ['/usr', '/boot', '/var', '/var/lib'];
-
-const run = (
-  command: PrepareProgram,
-  args: string[],
-): { status: number | null; output: string } => {
-  const result = spawnSync(command, args, { encoding: 'utf8', timeout: 300_000 });
-  if (result.error) {
-    throw undError('UND_GUEST_PREPARE_FAILED', { reason: `${command}: ${result.error.message}` });
-  }
-  return { status: result.status, output: `${result.stderr}${result.stdout}`.trim() };
-};
-
-function isolate(outside: string): void {
-  const refuse = (reason: string) => undError('UND_GUEST_ISOLATION', { reason });
-  if (readlinkSync('/proc/self/ns/mnt') === outside) throw refuse('it shares the mount namespace');
-  const mounts = readFileSync('/proc/self/mountinfo', 'utf8')
-    .split('\n')
-    .filter((line) => line !== '')
-    .map((line) => ({
-      target: (line.split(' ')[4] ?? '').replaceAll(/\\(\d{3})/g, (_, octal: string) =>
-        String.fromCharCode(Number.parseInt(octal, 8)),
-      ),
-      shared: / shared:\d+/.test(line),
-    }));
-  if (mounts.some(({ shared }) => shared)) throw refuse('its mounts are shared with the appliance');
-  for (const { target } of mounts) {
-    if (/^\/(proc|sys|dev)(\/|$)/.test(target)) continue;
-    if (run('mount', ['-o', 'remount,bind,ro', target]).status === 0) continue;
-    if (target === '/') throw refuse('its root cannot be made read-only');
-    run('umount', ['--lazy', target]);
-  }
-  for (const target of ['/run', '/tmp', WORK]) {
-    const { status, output } = run('mount', [
-      '-t',
-      'tmpfs',
-      '-o',
-      'nosuid,nodev,noexec,mode=0700,size=64m',
-      'tmpfs',
-      target,
-    ]);
-    if (status !== 0) throw refuse(`${target} cannot be covered (${output})`);
-  }
-}
-
-function findPartitions(request: PrepareRequest): GuestPartition[] {
-  const found: GuestPartition[] = [];
-  for (const [disk, { devicePath, sourceName }] of request.disks.entries()) {
-    const reader = openReader(devicePath);
-    try {
-      for (const partition of readPartitions(reader)) {
-        found.push({
-          sourceName: partitionName(sourceName, partition.number),
-          disk,
-          partition,
-          content: identify(window(reader, partition.startBytes, partition.sizeBytes)),
-        });
-      }
-    } finally {
-      reader.close();
-    }
-  }
-  return found;
-}
 
 /** Mounting replays the journal; e2fsck is asked only when the kernel refuses. */
 function mount(request: PrepareRequest, part: GuestPartition, target: string): string | null {
@@ -110,7 +45,8 @@ function mount(request: PrepareRequest, part: GuestPartition, target: string): s
     'rw,nosuid,nodev,noexec,loop',
     `offset=${startBytes},sizelimit=${sizeBytes}`,
     // Replicas made from one template have the same UUID; XFS would refuse the second.
-    ...(xfs ? ['nouuid'] : []),
+    // A superblock may ask the kernel to panic when it finds an error.
+    ...(xfs ? ['nouuid'] : ['errors=remount-ro']),
   ].join(',');
   const go = () => run('mount', ['-t', xfs ? 'xfs' : 'ext4', '-o', options, device, target]);
   const first = go();
@@ -134,7 +70,7 @@ function osName(root: GuestRoot): string {
 
 async function prepare(request: PrepareRequest): Promise<PrepareReport> {
   const report: PrepareReport = { os: null, changes: [], unfixable: [] };
-  const partitions = findPartitions(request);
+  const partitions = findPartitions(request.disks);
   const guest: Guest = { root: new GuestRoot(ROOT), request, partitions, report };
   mkdirSync(ROOT);
 
@@ -240,22 +176,13 @@ function unmount(mounted: string[]): void {
 
 /** A loop device lets go of its disk some moments after the unmount; the disk must not be detached before. */
 async function loopsGone(request: PrepareRequest): Promise<void> {
-  const paths = new Set(request.disks.map(({ devicePath }) => devicePath));
-  const users = (): string[] =>
-    readdirSync('/sys/block').filter((name) => {
-      try {
-        const file = readFileSync(`/sys/block/${name}/loop/backing_file`, 'utf8').trim();
-        return paths.has(file);
-      } catch {
-        return false;
-      }
-    });
+  const paths = request.disks.map(({ devicePath }) => devicePath);
   for (let tries = 0; tries < 300; tries++) {
-    if (users().length === 0) return;
+    if (loopsOf(paths).length === 0) return;
     await pause(100);
   }
   throw undError('UND_GUEST_PREPARE_FAILED', {
-    reason: `${users().join(', ')} did not let go of the disk within 30 s`,
+    reason: `${loopsOf(paths).join(', ')} did not let go of the disk within 30 s`,
   });
 }
 
