@@ -2,6 +2,7 @@
 
 import { dirname } from 'node:path';
 import { undError } from '../protocol/errors.ts';
+import { collectLessOften } from '../protocol/garbage.ts';
 import { AgentState, agentPaths, UNIT_NAME } from './config.ts';
 import { enrol } from './enrol/enrol.ts';
 import { machineIdentity } from './inventory/machine.ts';
@@ -32,6 +33,7 @@ const paths = agentPaths(process.env.UNDERSTUDY_AGENT_ROOT ?? '');
 const state = new AgentState(paths.stateDir);
 
 async function run(): Promise<number> {
+  collectLessOften();
   // Without its helper the agent still connects: the appliance learns from it what is wrong.
   const helper = await ensureHelper(paths.programDir).catch((error) => {
     log('error', inWords(error));

@@ -108,6 +108,16 @@ interface Attached {
 
 class Stopped extends Error {}
 
+/** A batch of the capture whose data are still to be packed: by the frames that hold parts of it. */
+interface HeldBatch {
+  holders: number;
+  recycle(): void;
+}
+
+function letGo(batch: HeldBatch): void {
+  if (--batch.holders === 0) batch.recycle();
+}
+
 export class SourceStream {
   readonly #options: SourceStreamOptions;
   #job: Job | undefined;
@@ -285,7 +295,9 @@ class Session {
   #releasedPos: number;
   /** Up to here every record is in a frame, or in the open one. */
   #consumedPos = 0;
-  #open: { extents: FrameExtent[]; bytes: number; sinceMs: number; bootNs: bigint } | undefined;
+  #open:
+    | { extents: FrameExtent[]; bytes: number; bootNs: bigint; batches: HeldBatch[] }
+    | undefined;
   #openEndPos = 0;
   /** Where the batch that is being taken ends; elsewhere the same as #openEndPos. */
   #batchEndPos = 0;
@@ -692,6 +704,7 @@ class Session {
     const first = batch.records[0];
     if (first && first.bootNs - this.#clockMarkNs >= CLOCK_MARK_NS) this.#flush();
     this.#batchEndPos = Number(batch.endPos);
+    const held: HeldBatch = { holders: 1, recycle: () => batch.recycle?.() };
     let pointMark: CaptureBatch['records'][number] | undefined;
     for (const record of batch.records) {
       if (record.kind === 'mark') {
@@ -707,7 +720,11 @@ class Session {
       // Behind the size that the appliance knows: mirrored when the replica disk has grown.
       const lengthBytes = Math.min(record.lengthBytes, (disk?.sizeBytes ?? 0) - record.offsetBytes);
       if (lengthBytes <= 0) continue;
-      this.#open ??= { extents: [], bytes: 0, sinceMs: performance.now(), bootNs: 0n };
+      this.#open ??= { extents: [], bytes: 0, bootNs: 0n, batches: [] };
+      if (this.#open.batches.at(-1) !== held) {
+        held.holders++;
+        this.#open.batches.push(held);
+      }
       const { offsetBytes } = record;
       if (record.kind === 'zero') {
         this.#open.extents.push({ kind: 'zero', disk: record.disk, offsetBytes, lengthBytes });
@@ -722,6 +739,7 @@ class Session {
       }
       if (this.#open.bytes >= FRAME_MAX_BYTES) this.#flush();
     }
+    letGo(held);
     this.#consumedPos = Number(batch.endPos);
     this.#openEndPos = this.#consumedPos;
     if (pointMark) this.#placePoint(pointMark, pointMark === batch.records.at(-1));
@@ -764,7 +782,9 @@ class Session {
     const { compression } = this.#job;
     const meta = this.#meta();
     this.#window!.push(meta.capturePos, open.bytes, (seq) =>
-      packFrame({ ...meta, kind: 'stream', seq }, open.extents, compression),
+      packFrame({ ...meta, kind: 'stream', seq }, open.extents, compression).finally(() =>
+        open.batches.forEach(letGo),
+      ),
     );
     if (this.#order.held && this.#bootNs - this.#clockMarkNs >= CLOCK_MARK_NS) {
       this.#tick(this.#bootNs);

@@ -1,6 +1,7 @@
 /** The appliance's one program. `--help` lists its settings. */
 import { mkdirSync } from 'node:fs';
 import { asUndError } from '../protocol/errors.ts';
+import { collectLessOften } from '../protocol/garbage.ts';
 import { VERSION } from '../protocol/version.ts';
 import { type Outside, startAppliance } from './appliance.ts';
 import { HELP, type HostSettings, readConfig, readHostSettings } from './config.ts';
@@ -37,6 +38,7 @@ async function main(): Promise<void> {
   const read = readConfig(process.argv.slice(2), process.env);
   if (read.act === 'help') return void process.stdout.write(HELP);
   if (read.act === 'version') return void process.stdout.write(`${VERSION}\n`);
+  collectLessOften();
   const { config } = read;
   let stopping = false;
   const stop = (exitCode: number) => {

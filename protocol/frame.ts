@@ -14,7 +14,7 @@
  * The other side may be hostile: every length is checked before anything is allocated or read by it.
  */
 import { promisify } from 'node:util';
-import { constants, crc32, zstdCompress, zstdDecompress } from 'node:zlib';
+import { constants, crc32, createZstdCompress, zstdDecompress } from 'node:zlib';
 import { undError } from './errors.ts';
 
 export const FRAME_MAGIC = 0x31465355; // "USF1"
@@ -89,7 +89,6 @@ export interface FrameInput {
   disk?: number;
 }
 
-const compressAsync = promisify(zstdCompress);
 const decompressAsync = promisify(zstdDecompress);
 
 /**
@@ -169,12 +168,7 @@ export async function packFrame(
   try {
     const raw = whole.subarray(0, unpackedBytes);
     layOut(raw, extents);
-    const packed = await compressAsync(raw, {
-      // One pass with a known size: the default of 16 KiB pieces costs more than the compression itself.
-      chunkSize: raw.length + (raw.length >> 8) + 128,
-      pledgedSrcSize: raw.length,
-      params: { [constants.ZSTD_c_compressionLevel]: LEVEL[compression] },
-    });
+    const packed = await compress(raw, LEVEL[compression]);
     const [codec, payload]: [Codec, Buffer] =
       packed.length < raw.length ? ['zstd', packed] : ['none', raw];
     return Buffer.concat([
@@ -184,6 +178,30 @@ export async function packFrame(
   } finally {
     giveScratch(whole);
     packingDone();
+  }
+}
+
+/**
+ * One zstd frame of all of `raw`, in the thread pool. Said to be the end with its only write and given room for all that
+ * can come out, zstd works in place in one pass; zstdCompress() writes and ends apart, so zstd copies all of it first.
+ */
+async function compress(raw: Buffer, level: number): Promise<Buffer> {
+  const engine = createZstdCompress({
+    flush: constants.ZSTD_e_end,
+    chunkSize: raw.length + (raw.length >> 8) + 128,
+    pledgedSrcSize: raw.length,
+    params: { [constants.ZSTD_c_compressionLevel]: level },
+  });
+  try {
+    const pieces: Buffer[] = [];
+    engine.on('data', (piece: Buffer) => pieces.push(piece));
+    await new Promise<void>((resolve, reject) => {
+      engine.once('error', reject);
+      engine.write(raw, (error) => (error ? reject(error) : resolve()));
+    });
+    return pieces.length === 1 ? pieces[0]! : Buffer.concat(pieces);
+  } finally {
+    engine.close();
   }
 }
 

@@ -77,7 +77,7 @@ export class Link extends EventEmitter<LinkEvents> {
       }, silenceMs / 4);
       this.#silence.unref();
     }
-    this.#read().catch((error) => this.close(asUndError(error)));
+    this.#read();
   }
 
   setHandlers(handlers: LinkHandlers): void {
@@ -85,54 +85,98 @@ export class Link extends EventEmitter<LinkEvents> {
   }
 
   #busy = false;
+  #prefix = Buffer.alloc(PREFIX_BYTES);
+  #prefixBytes = 0;
+  /** A message that came in part: its body in a buffer of its own, filled up to `bodyBytes`. */
+  #partial: { type: number; body: Buffer; bodyBytes: number } | undefined;
 
-  async #read(): Promise<void> {
-    let chunks: Buffer[] = [];
-    let buffered = 0;
-    let wanted = PREFIX_BYTES;
-    // The iterator must not destroy the stream when this ends: a last message may be on its way out.
-    for await (const chunk of this.#stream.iterator({ destroyOnReturn: false })) {
+  /**
+   * By `data` and straight into the message's own buffer: asynchronous iteration joins what has arrived, and joining the
+   * pieces of a large frame copies all of it once more.
+   */
+  #read(): void {
+    this.#stream.on('data', (chunk: Buffer) => {
       this.#bytesReceived += chunk.length;
       this.#lastHeardMs = performance.now();
-      chunks.push(chunk);
-      buffered += chunk.length;
-      if (buffered < wanted) continue;
-      const data = chunks.length === 1 ? chunk : Buffer.concat(chunks, buffered);
-      let at = 0;
-      this.#busy = true;
       // What still arrives behind our own end is nobody's: whoever closed has let go of what it would concern.
-      while (!this.#closed && data.length - at >= PREFIX_BYTES) {
-        const length = data.readUInt32LE(at);
-        const type = data.readUInt8(at + 4);
-        const limit =
-          type === TYPE_CONTROL ? MAX_CONTROL_BYTES : type === TYPE_FRAME ? MAX_FRAME_BYTES : -1;
-        if (limit < 0) throw undError('UND_LINK_MESSAGE_INVALID', { reason: `type ${type}` });
-        if (length > limit) {
-          throw undError('UND_LINK_MESSAGE_INVALID', { reason: `a length of ${length} bytes` });
-        }
-        if (data.length - at < PREFIX_BYTES + length) break;
-        const body = data.subarray(at + PREFIX_BYTES, at + PREFIX_BYTES + length);
-        at += PREFIX_BYTES + length;
-        await this.#deliver(type, body);
-        if (this.#closed) return;
+      if (this.#closed) return;
+      try {
+        this.#take(chunk, 0);
+      } catch (error) {
+        this.close(asUndError(error));
       }
-      this.#busy = false;
-      // Time spent in handlers is this side's silence, not the other's.
-      this.#lastHeardMs = performance.now();
-      buffered = data.length - at;
-      chunks = buffered === 0 ? [] : [data.subarray(at)];
-      wanted = buffered >= PREFIX_BYTES ? PREFIX_BYTES + data.readUInt32LE(at) : PREFIX_BYTES;
+    });
+  }
+
+  /** Deliver the messages in chunk[at..]; stops reading while a handler is busy, and goes on behind its message. */
+  #take(chunk: Buffer, at: number): void {
+    while (!this.#closed) {
+      const message = this.#next(chunk, at);
+      at = message.at;
+      if (message.body === undefined) return;
+      this.#busy = true;
+      const handled = this.#deliver(message.type, message.body);
+      if (!handled) {
+        this.#busy = false;
+        continue;
+      }
+      this.#stream.pause();
+      const goOn = () => {
+        this.#busy = false;
+        // Time spent in handlers is this side's silence, not the other's.
+        this.#lastHeardMs = performance.now();
+        this.#take(chunk, at);
+        if (!this.#busy) this.#stream.resume();
+      };
+      handled.then(goOn).catch((error) => {
+        this.#busy = false;
+        this.close(asUndError(error));
+        this.#stream.resume();
+      });
+      return;
     }
   }
 
-  async #deliver(type: number, body: Buffer): Promise<void> {
+  /** The next whole message of chunk[at..], or none, and all of it is taken in. */
+  #next(chunk: Buffer, at: number): { at: number; type: number; body: Buffer | undefined } {
+    if (!this.#partial) {
+      const missing = PREFIX_BYTES - this.#prefixBytes;
+      this.#prefixBytes += chunk.copy(this.#prefix, this.#prefixBytes, at, at + missing);
+      at = Math.min(at + missing, chunk.length);
+      if (this.#prefixBytes < PREFIX_BYTES) return { at, type: 0, body: undefined };
+      this.#prefixBytes = 0;
+      const length = this.#prefix.readUInt32LE(0);
+      const type = this.#prefix.readUInt8(4);
+      const limit =
+        type === TYPE_CONTROL ? MAX_CONTROL_BYTES : type === TYPE_FRAME ? MAX_FRAME_BYTES : -1;
+      if (limit < 0) throw undError('UND_LINK_MESSAGE_INVALID', { reason: `type ${type}` });
+      if (length > limit) {
+        throw undError('UND_LINK_MESSAGE_INVALID', { reason: `a length of ${length} bytes` });
+      }
+      if (chunk.length - at >= length) {
+        return { at: at + length, type, body: chunk.subarray(at, at + length) };
+      }
+      this.#partial = { type, body: Buffer.allocUnsafeSlow(length), bodyBytes: 0 };
+    }
+    const { type, body, bodyBytes } = this.#partial;
+    const taken = chunk.copy(body, bodyBytes, at);
+    this.#partial.bodyBytes += taken;
+    if (this.#partial.bodyBytes < body.length) return { at: at + taken, type, body: undefined };
+    this.#partial = undefined;
+    return { at: at + taken, type, body };
+  }
+
+  #deliver(type: number, body: Buffer): Promise<void> | undefined {
     const handlers = this.#handlers!;
-    if (type === TYPE_FRAME) return handlers.frame(body);
+    if (type === TYPE_FRAME) return handlers.frame(body) ?? undefined;
     const message = decodeControl(body);
-    if (message === null) return;
+    if (message === null) return undefined;
     // Answered here so that a link is alive however busy its owner is with other messages.
-    if (message.type === 'ping') return this.send({ type: 'pong', id: message.id });
-    return handlers.control(message);
+    if (message.type === 'ping') {
+      this.send({ type: 'pong', id: message.id });
+      return undefined;
+    }
+    return handlers.control(message) ?? undefined;
   }
 
   /** Queue a control message. Does nothing on a closed link: whoever sends learns it from `close`. */

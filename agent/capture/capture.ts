@@ -43,6 +43,8 @@ export type CaptureBatch = {
   order: 'held' | 'lost';
   /** Order resumed here: between the batch before and this one, writes went to the dirty map only. */
   gapBefore?: boolean;
+  /** Nobody looks at the records' data any more: their memory is used again. Optional to call. */
+  recycle?(): void;
 };
 
 export type TrackingReason =

@@ -1,8 +1,9 @@
 import { type ChildProcess, spawn } from 'node:child_process';
+import { closeSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 import type { Readable } from 'node:stream';
 import { ERRORS, type ErrorCode, undError } from '../../protocol/errors.ts';
-import { ByteSource } from './byte-source.ts';
+import { BatchPipe } from './batch-pipe.ts';
 import type {
   Capture,
   CaptureBatch,
@@ -16,7 +17,13 @@ import type {
   TrackingReason,
 } from './capture.ts';
 import { helperPath } from './helper.ts';
-import { BATCH_HEADER_BYTES, parseBatchBody, parseBatchHeader, RECORD_BYTES } from './wire.ts';
+import {
+  BATCH_HEADER_BYTES,
+  type BatchHeader,
+  parseBatchBody,
+  parseBatchHeader,
+  RECORD_BYTES,
+} from './wire.ts';
 
 type Answer = Record<string, unknown>;
 type Waiting = { command: string; resolve: (answer: Answer) => void; reject: (e: Error) => void };
@@ -49,7 +56,7 @@ export class HelperCapture implements Capture {
   #waiting = new Map<number, Waiting>();
   #modeListeners = new Set<(mode: CaptureMode) => void>();
   #eventListeners = new Set<(event: CaptureEvent) => void>();
-  #data: ByteSource | undefined;
+  #data: BatchPipe | undefined;
   #ended: Promise<void> = Promise.resolve();
   #stopping = false;
   #dead: Error | undefined;
@@ -67,16 +74,17 @@ export class HelperCapture implements Capture {
     const args = ['run', '--pin', opts.pinDir, '--ring', String(opts.ringBytes)];
     if (opts.consumerTimeoutMs) args.push('--timeout-ms', String(opts.consumerTimeoutMs));
     for (const disk of disks) args.push('--disk', `${disk.index}:${disk.devicePath}`);
-    const child = spawn(helperPath(this.#options), args, {
-      stdio: ['pipe', 'pipe', 'pipe', 'pipe'],
-    });
+    const path = helperPath(this.#options);
+    const { pipe, writeFd } = await BatchPipe.open();
+    const child = spawn(path, args, { stdio: ['pipe', writeFd, 'pipe', 'pipe'] });
+    closeSync(writeFd);
     this.#child = child;
+    this.#data = pipe;
     let noise = '';
     child.stderr?.on('data', (chunk: Buffer) => {
       noise = (noise + chunk.toString()).slice(-2000);
     });
     child.stdin?.on('error', () => {});
-    this.#data = new ByteSource(child.stdout as Readable);
     const lines = createInterface({ input: child.stdio[3] as Readable });
 
     const started = Promise.withResolvers<Answer>();
@@ -94,6 +102,8 @@ export class HelperCapture implements Capture {
         for (const waiting of this.#waiting.values()) waiting.reject(error);
         this.#waiting.clear();
         if (!this.#stopping) this.#emit({ kind: 'helper-died', error });
+        // Whoever reads batches reads what is still in the pipe, to its end.
+        if (!this.#reading) pipe.close();
         resolve();
       };
       child.once('error', (error) => end(error.message));
@@ -189,13 +199,19 @@ export class HelperCapture implements Capture {
     const data = this.#data;
     if (!data) throw new Error('the capture is not started');
     await this.#ask('go');
-    for (;;) {
-      const head = await data.take(BATCH_HEADER_BYTES);
-      if (!head) break;
-      const header = parseBatchHeader(head);
-      const body = await data.take(header.records * RECORD_BYTES + header.dataBytes);
-      if (!body) break;
-      yield parseBatchBody(header, body);
+    try {
+      for (;;) {
+        let header: BatchHeader | undefined;
+        const message = await data.next(BATCH_HEADER_BYTES, (head) => {
+          header = parseBatchHeader(head);
+          return header.records * RECORD_BYTES + header.dataBytes;
+        });
+        if (!message) break;
+        const { body } = message;
+        yield { ...parseBatchBody(header!, body), recycle: () => data.recycle(body) };
+      }
+    } finally {
+      data.close();
     }
     await this.#ended;
     if (!this.#stopping) throw this.#dead;

@@ -78,6 +78,9 @@ interface Pending {
 const DEFAULT_SEGMENT_BYTES = 64 * 1024 * 1024;
 /** A segment of a quiet source is closed after this, so that history leaves by the hour and not by the week. */
 const SEGMENT_MS = 60 * 60 * 1000;
+/** What became durable a moment ago stays in memory for the follower, up to so much; a slower one reads the disk. */
+const RECENT_BYTES = 32 * 1024 * 1024;
+const RECENT_FRAMES = 1024;
 /** No group commit is larger, so that an ack is never far away. */
 const GROUP_BYTES = 16 * 1024 * 1024;
 
@@ -109,6 +112,10 @@ export class Journal {
   #unappliedBytes = 0;
   /** [seq, cumulative bytes] of what is not applied would grow without bound; the sum of sizes per seq is enough. */
   #unappliedSizes: Array<[seq: number, bytes: number]> = [];
+  #follower: JournalReader | undefined;
+  /** Contiguous, up to `durableSeq`, for the follower. */
+  #recent: JournalFrame[] = [];
+  #recentBytes = 0;
   #flushing: Promise<void> | undefined;
   #error: UndError | undefined;
   #closed = false;
@@ -313,9 +320,26 @@ export class Journal {
       this.#pending.splice(0, count);
       this.#pendingBytes -= bytes;
       this.#durableSeq = group.at(-1)!.header.seq;
+      this.#remember(group);
       this.#wake();
       this.#events.durable(group);
     }
+  }
+
+  #remember(group: readonly JournalFrame[]): void {
+    if (!this.#follower) return;
+    for (const frame of group) {
+      this.#recent.push(frame);
+      this.#recentBytes += frame.frame.length;
+    }
+    while (this.#recentBytes > RECENT_BYTES || this.#recent.length > RECENT_FRAMES) {
+      this.#recentBytes -= this.#recent.shift()!.frame.length;
+    }
+  }
+
+  #forgetRecent(): void {
+    this.#recent = [];
+    this.#recentBytes = 0;
   }
 
   #wake(): void {
@@ -412,6 +436,7 @@ export class Journal {
       await this.#closeHandle(family);
     }
     await this.#cutAfter(this.#appliedSeq);
+    this.#forgetRecent();
     this.#durableSeq = this.#appliedSeq;
     this.#writtenSeq = this.#appliedSeq;
     this.#unappliedBytes = 0;
@@ -507,6 +532,35 @@ export class Journal {
   /** Reads durable frames in order, beginning with `fromSeq`. */
   reader(fromSeq: number): JournalReader {
     return new JournalReader(this, fromSeq);
+  }
+
+  /**
+   * As `reader`, for the one reader that goes along with the journal: it gets frames from memory that have just become
+   * durable, each once. A new follower takes the place of the one before it.
+   */
+  follower(fromSeq: number): JournalReader {
+    this.#forgetRecent();
+    this.#follower = new JournalReader(this, fromSeq);
+    return this.#follower;
+  }
+
+  /** @internal for JournalReader: the frame, if it is still in memory for this reader; it is handed out once. */
+  takeRecent(reader: JournalReader, seq: number): JournalFrame | undefined {
+    if (reader !== this.#follower) return undefined;
+    while (this.#recent[0] && this.#recent[0].header.seq < seq) {
+      this.#recentBytes -= this.#recent.shift()!.frame.length;
+    }
+    if (this.#recent[0]?.header.seq !== seq) return undefined;
+    const found = this.#recent.shift()!;
+    this.#recentBytes -= found.frame.length;
+    return found;
+  }
+
+  /** @internal for JournalReader: it is closed. */
+  unfollow(reader: JournalReader): void {
+    if (reader !== this.#follower) return;
+    this.#follower = undefined;
+    this.#forgetRecent();
   }
 
   /** @internal for JournalReader: the segment of a family that may hold `seq`, or follows it. */
@@ -706,6 +760,13 @@ export class JournalReader {
    */
   async next(): Promise<JournalFrame | null> {
     if (this.#nextSeq > this.#journal.durableSeq) return null;
+    const recent = this.#journal.takeRecent(this, this.#nextSeq);
+    if (recent) {
+      // What it reads from the disk next may be far behind where it read last.
+      await this.#closeScans();
+      this.#nextSeq++;
+      return recent;
+    }
     for (const family of FAMILIES) {
       for (;;) {
         this.#scans[family] ??= this.#scanAt(family);
@@ -738,6 +799,11 @@ export class JournalReader {
   }
 
   async close(): Promise<void> {
+    this.#journal.unfollow(this);
+    await this.#closeScans();
+  }
+
+  async #closeScans(): Promise<void> {
     for (const family of FAMILIES) {
       await this.#scans[family]?.close();
       this.#scans[family] = undefined;

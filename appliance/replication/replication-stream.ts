@@ -383,7 +383,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
     stream.#applier = new Applier(
       {
         jobId: options.jobId,
-        reader: (fromSeq) => stream.#journal.reader(fromSeq),
+        reader: (fromSeq) => stream.#journal.follower(fromSeq),
         diskId: (index) =>
           stream.#disks.find((disk) => disk.index === index)?.diskId ?? String(index),
         diskSizes: () => stream.#sizes(),

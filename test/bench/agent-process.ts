@@ -7,6 +7,7 @@ import { connect } from 'node:tls';
 import { createCapture, openBlockReader } from '../../agent/capture/capture.ts';
 import { SourceStream } from '../../agent/source-stream.ts';
 import { PROTOCOL_VERSION } from '../../protocol/control.ts';
+import { collectLessOften } from '../../protocol/garbage.ts';
 import { Link } from '../../protocol/link.ts';
 
 export interface AgentConfig {
@@ -17,6 +18,7 @@ export interface AgentConfig {
   pem: string;
 }
 
+collectLessOften();
 const config = JSON.parse(process.env.BENCH!) as AgentConfig;
 const pem = readFileSync(config.pem);
 const helper = { helperPath: config.helperPath };

@@ -11,6 +11,7 @@ import {
   type StreamDisk,
 } from '../../appliance/replication/replication-stream.ts';
 import { PROTOCOL_VERSION } from '../../protocol/control.ts';
+import { collectLessOften } from '../../protocol/garbage.ts';
 import { Link } from '../../protocol/link.ts';
 import { HostedDisk } from './hosted-disk.ts';
 import type { LocalHostConfig } from './local-host.ts';
@@ -56,6 +57,7 @@ export interface Sampled {
   maxLagBytes: number;
 }
 
+collectLessOften();
 const config = JSON.parse(process.env.BENCH!) as ApplianceConfig;
 const pem = readFileSync(config.pem);
 const disk = config.disks[0]!;

@@ -1,5 +1,8 @@
+import { createWriteStream } from 'node:fs';
 import { PassThrough } from 'node:stream';
 import t from 'tap';
+import { BatchPipe } from '../../agent/capture/batch-pipe.ts';
+import { BufferPool } from '../../agent/capture/buffer-pool.ts';
 import { ByteSource } from '../../agent/capture/byte-source.ts';
 import {
   BATCH_HEADER_BYTES,
@@ -103,4 +106,67 @@ t.test('the byte source gives exact pieces and pushes back', async (t) => {
   pipe.end('ijk');
   t.equal(String(await waiting), 'ghijk');
   t.equal(await source.take(1), undefined, 'the end');
+});
+
+t.test('the batch pipe gives whole messages, each as it was until it is recycled', async (t) => {
+  // Seen to fail: with a pool that hands out what is in use, and with the early buffer not moved to its front.
+  const { pipe, writeFd } = await BatchPipe.open();
+  const sizes = [0, 1, 100, 65_528, 65_536, 65_537, 200_000, 3 << 20, 5 << 20, 40, 40_000, 130_000];
+  const messages = [...sizes, ...sizes].map((length, at) => {
+    const message = Buffer.alloc(8 + length, at + 1);
+    message.writeUInt32LE(length, 0);
+    message.writeUInt32LE(at, 4);
+    return message;
+  });
+  const all = Buffer.concat(messages);
+  const writer = createWriteStream('', { fd: writeFd });
+  for (let at = 0, step = 1; at < all.length; at += step, step = (step * 7) % 99_991) {
+    writer.write(all.subarray(at, at + step));
+  }
+  writer.end();
+  const kept: Array<{ body: Buffer; at: number }> = [];
+  for (const [at, message] of messages.entries()) {
+    const next = await pipe.next(8, (head) => head.readUInt32LE(0));
+    t.equal(next?.head.readUInt32LE(4), at);
+    kept.push({ body: next!.body, at });
+    t.ok(next?.body.equals(message.subarray(8)), `message of ${message.length - 8} bytes`);
+    if (kept.length < 4) continue;
+    // Older than the three that came last, and read into since then if it had been given away.
+    const old = kept.shift()!;
+    t.ok(old.body.equals(messages[old.at]!.subarray(8)), 'still there');
+    pipe.recycle(old.body);
+    pipe.recycle(old.body);
+  }
+  t.equal(await pipe.next(8, () => 0), undefined, 'the end');
+  pipe.close();
+});
+
+t.test('a message that is none fails who asked for it', async (t) => {
+  const { pipe, writeFd } = await BatchPipe.open();
+  const writer = createWriteStream('', { fd: writeFd });
+  writer.end(Buffer.alloc(8));
+  const refused = new Error('not a batch');
+  await t.rejects(
+    pipe.next(8, () => {
+      throw refused;
+    }),
+    refused,
+  );
+  pipe.close();
+});
+
+t.test('buffers are used again, and only by one at a time', async (t) => {
+  const pool = new BufferPool();
+  const first = pool.take(200_000);
+  const second = pool.take(200_000);
+  t.not(first.buffer, second.buffer);
+  pool.give(first);
+  pool.give(first);
+  const third = pool.take(250_000);
+  t.equal(third.buffer, first.buffer, 'of the same size');
+  t.equal(third.length, 250_000);
+  t.not(pool.take(200_000).buffer, first.buffer);
+  const foreign = Buffer.allocUnsafeSlow(262_144);
+  pool.give(foreign);
+  t.not(pool.take(262_144).buffer, foreign.buffer, 'what is not of the pool stays out of it');
 });

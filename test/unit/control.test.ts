@@ -70,6 +70,43 @@ t.test('a link carries messages and frames in order, and waits for its handler',
   await t.rejects(left.sendFrame(Buffer.alloc(1)), { code: 'UND_LINK_CLOSED' });
 });
 
+t.test('messages come out whole however the bytes arrive', async (t) => {
+  const [a, b] = duplexPair();
+  const sent: Buffer[] = [];
+  a.on('data', (chunk: Buffer) => sent.push(chunk));
+  const left = new Link(b);
+  for (let at = 0; at < 12; at++) {
+    await left.sendFrame(Buffer.alloc(at * 37, at));
+    left.send({ type: 'ack', jobId: 'j', seq: at, capturePos: 0 });
+  }
+  const stream = () => Buffer.concat(sent);
+  while (stream().length < left.bytesSent) await new Promise((r) => setImmediate(r));
+  const bytes = stream();
+  for (const step of [1, 2, 4, 5, 6, 41, 100, bytes.length]) {
+    const [c, d] = duplexPair();
+    const right = new Link(d);
+    const got: string[] = [];
+    const done = new Promise<void>((resolve) => {
+      right.start({
+        // Now with a promise, now without: both ways on have to be right.
+        frame: (frame) => {
+          got.push(`${frame.length} of ${frame[0] ?? 0}`);
+          if (frame.length % 2) return new Promise((r) => setImmediate(r));
+        },
+        control: (message) => {
+          if (message.type === 'ack') got.push(`ack ${message.seq}`);
+          if (message.type === 'ack' && message.seq === 11) resolve();
+        },
+      });
+    });
+    for (let at = 0; at < bytes.length; at += step) c.write(bytes.subarray(at, at + step));
+    await done;
+    const expected = Array.from({ length: 12 }, (_, at) => [`${at * 37} of ${at}`, `ack ${at}`]);
+    t.same(got, expected.flat(), `in pieces of ${step}`);
+    right.close();
+  }
+});
+
 t.test('an absurd length or an unknown type closes the link at once', async (t) => {
   for (const prefix of [
     [0xff, 0xff, 0xff, 0xff, 2],

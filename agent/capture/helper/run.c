@@ -38,6 +38,9 @@
 #define CONTROL 3
 #define BPF_FS 0xcafe4a11
 #define BATCH_BYTES (2u << 20)
+#define PIPE_BYTES (1 << 20)
+#define GATHER_BYTES (256u << 10)
+#define GATHER_US 4000
 #define BATCH_SPAN_NS 500000000ull
 #define MAX_PIECES 8192
 #define RECORD_BYTES (1u << 20)
@@ -913,8 +916,8 @@ static void *pump(void *unused) {
     int r = pump_once(stuck > 50);
     if (r > 0) {
       stuck = 0;
-      /* Let a little gather: small batches cost more than a millisecond of lag is worth. */
-      if (producer_pos() - read_pos < 65536) usleep(1000);
+      /* Let a little gather: small batches cost more than a few milliseconds of lag are worth. */
+      if (producer_pos() - read_pos < GATHER_BYTES) usleep(GATHER_US);
       continue;
     }
     if (r < 0 || producer_pos() != read_pos) { /* a record is being filled */
@@ -1297,6 +1300,7 @@ int cmd_run(int argc, char **argv) {
   u64 size = 65536;
   while (size < ring_bytes) size *= 2;
   signal(SIGPIPE, SIG_IGN);
+  fcntl(1, F_SETPIPE_SZ, PIPE_BYTES); /* fewer and larger reads; no harm where it is not a pipe, or not allowed */
   libbpf_set_print(on_libbpf_print);
   struct rlimit all = {RLIM_INFINITY, RLIM_INFINITY};
   setrlimit(RLIMIT_MEMLOCK, &all); /* before 5.11 maps are charged to it */
