@@ -14,7 +14,7 @@
  * The other side may be hostile: every length is checked before anything is allocated or read by it.
  */
 import { promisify } from 'node:util';
-import { constants, crc32, createZstdCompress, zstdDecompress } from 'node:zlib';
+import { constants, crc32, createZstdCompress, type ZstdCompress, zstdDecompress } from 'node:zlib';
 import { undError } from './errors.ts';
 
 export const FRAME_MAGIC = 0x31465355; // "USF1"
@@ -155,9 +155,8 @@ export async function packFrame(
     if (extent.kind === 'write') unpackedBytes += extent.lengthBytes;
   }
   if (unpackedBytes > MAX_UNPACKED_BYTES) throw invalid(input.seq, `${unpackedBytes} bytes`);
-  const frameBytes = FRAME_HEADER_BYTES + unpackedBytes;
   if (compression === 'none' || unpackedBytes < MIN_COMPRESS_BYTES) {
-    const frame = Buffer.allocUnsafe(frameBytes);
+    const frame = allocateFrame(unpackedBytes);
     const raw = frame.subarray(FRAME_HEADER_BYTES);
     layOut(raw, extents);
     encodeHeader(input, 'none', extents.length, unpackedBytes, raw).copy(frame);
@@ -168,13 +167,16 @@ export async function packFrame(
   try {
     const raw = whole.subarray(0, unpackedBytes);
     layOut(raw, extents);
-    const packed = await compress(raw, LEVEL[compression]);
-    const [codec, payload]: [Codec, Buffer] =
-      packed.length < raw.length ? ['zstd', packed] : ['none', raw];
-    return Buffer.concat([
-      encodeHeader(input, codec, extents.length, unpackedBytes, payload),
-      payload,
-    ]);
+    const pieces = await compress(raw, LEVEL[compression]);
+    const packedBytes = pieces.reduce((sum, { length }) => sum + length, 0);
+    const smaller = packedBytes < raw.length;
+    const frame = allocateFrame(smaller ? packedBytes : raw.length);
+    let at = FRAME_HEADER_BYTES;
+    for (const piece of smaller ? pieces : [raw]) at += piece.copy(frame, at);
+    const payload = frame.subarray(FRAME_HEADER_BYTES);
+    const codec = smaller ? 'zstd' : 'none';
+    encodeHeader(input, codec, extents.length, unpackedBytes, payload).copy(frame);
+    return frame;
   } finally {
     giveScratch(whole);
     packingDone();
@@ -182,28 +184,46 @@ export async function packFrame(
 }
 
 /**
- * One zstd frame of all of `raw`, in the thread pool. Said to be the end with its only write and given room for all that
- * can come out, zstd works in place in one pass; zstdCompress() writes and ends apart, so zstd copies all of it first.
+ * One zstd frame of all of `raw`, in the thread pool. Each write is said to be a whole frame: zstdCompress() writes and
+ * ends apart, so zstd copies all of it first. An engine is used again: its tables cost as much as a small frame, and V8
+ * counts them as memory to be collected.
  */
-async function compress(raw: Buffer, level: number): Promise<Buffer> {
-  const engine = createZstdCompress({
-    flush: constants.ZSTD_e_end,
-    chunkSize: raw.length + (raw.length >> 8) + 128,
-    pledgedSrcSize: raw.length,
-    params: { [constants.ZSTD_c_compressionLevel]: level },
-  });
+async function compress(raw: Buffer, level: number): Promise<Buffer[]> {
+  const engine = engines.get(level)?.pop() ?? makeEngine(level);
+  const pieces: Buffer[] = [];
+  const take = (piece: Buffer) => pieces.push(piece);
+  engine.on('data', take);
   try {
-    const pieces: Buffer[] = [];
-    engine.on('data', (piece: Buffer) => pieces.push(piece));
     await new Promise<void>((resolve, reject) => {
       engine.once('error', reject);
-      engine.write(raw, (error) => (error ? reject(error) : resolve()));
+      engine.write(raw, (error) => {
+        engine.off('error', reject);
+        if (error) reject(error);
+        else resolve();
+      });
     });
-    return pieces.length === 1 ? pieces[0]! : Buffer.concat(pieces);
-  } finally {
-    engine.close();
+  } catch (error) {
+    engine.destroy();
+    throw error;
   }
+  engine.off('data', take);
+  const idle = engines.get(level);
+  if (idle) idle.push(engine);
+  else engines.set(level, [engine]);
+  return pieces;
 }
+
+/** Idle ones by level; never more than are at work at once. */
+const engines = new Map<number, ZstdCompress[]>();
+/** Each engine's output goes here piece by piece: several usual frames, so that most are compressed in one pass. */
+const ENGINE_OUTPUT_BYTES = 2 * 1024 * 1024;
+
+const makeEngine = (level: number): ZstdCompress =>
+  createZstdCompress({
+    flush: constants.ZSTD_e_end,
+    chunkSize: ENGINE_OUTPUT_BYTES,
+    params: { [constants.ZSTD_c_compressionLevel]: level },
+  });
 
 /** The unpacked payload: the table of extents, and their data behind it. */
 function layOut(raw: Buffer, extents: readonly FrameExtent[]): void {
@@ -222,6 +242,23 @@ function layOut(raw: Buffer, extents: readonly FrameExtent[]): void {
     }
   });
 }
+
+/**
+ * Room in front of a frame that was packed here, so that a link can put its prefix there and write both in one piece:
+ * TLS copies what is written in two.
+ */
+export const FRAME_ROOM_BYTES = 8;
+const wholes = new WeakMap<Buffer, Buffer>();
+
+function allocateFrame(payloadBytes: number): Buffer {
+  const whole = Buffer.allocUnsafe(FRAME_ROOM_BYTES + FRAME_HEADER_BYTES + payloadBytes);
+  const frame = whole.subarray(FRAME_ROOM_BYTES);
+  wholes.set(frame, whole);
+  return frame;
+}
+
+/** The frame with FRAME_ROOM_BYTES of room in front of it, or undefined if it has none. */
+export const withRoom = (frame: Buffer): Buffer | undefined => wholes.get(frame);
 
 /** As many as the thread pool has threads: more at once would not be faster, only each hold its buffers. */
 const PACKING = 4;

@@ -3,11 +3,11 @@
  * On the wire: u32 little-endian body length, u8 type (1 control, 2 frame), body. Lengths are checked before anything
  * is allocated for them. Reading stops while the handler of a message is busy: that is the back-pressure.
  */
-import { EventEmitter, once } from 'node:events';
+import { EventEmitter } from 'node:events';
 import type { Duplex } from 'node:stream';
 import { type ControlMessage, decodeControl, encodeControl, LINK_SILENCE_MS } from './control.ts';
 import { asUndError, type UndError, undError } from './errors.ts';
-import { FRAME_HEADER_BYTES, MAX_UNPACKED_BYTES } from './frame.ts';
+import { FRAME_HEADER_BYTES, FRAME_ROOM_BYTES, MAX_UNPACKED_BYTES, withRoom } from './frame.ts';
 
 const PREFIX_BYTES = 5;
 const TYPE_CONTROL = 1;
@@ -192,16 +192,16 @@ export class Link extends EventEmitter<LinkEvents> {
   async sendFrame(frame: Buffer): Promise<void> {
     this.#throwIfClosed();
     if (this.#write(TYPE_FRAME, frame)) return;
-    const aborted = new AbortController();
-    const wake = () => aborted.abort();
-    super.once('close', wake);
-    try {
-      await once(this.#stream, 'drain', { signal: aborted.signal });
-    } catch {
-      this.#throwIfClosed();
-    } finally {
-      super.off('close', wake);
-    }
+    await new Promise<void>((resolve) => {
+      const over = () => {
+        this.#stream.off('drain', over);
+        super.off('close', over);
+        resolve();
+      };
+      this.#stream.once('drain', over);
+      super.once('close', over);
+    });
+    this.#throwIfClosed();
   }
 
   #throwIfClosed(): void {
@@ -211,10 +211,13 @@ export class Link extends EventEmitter<LinkEvents> {
   }
 
   #write(type: number, body: Buffer): boolean {
-    const prefix = Buffer.allocUnsafe(PREFIX_BYTES);
+    this.#bytesSent += PREFIX_BYTES + body.length;
+    const whole = withRoom(body);
+    const message = whole?.subarray(FRAME_ROOM_BYTES - PREFIX_BYTES);
+    const prefix = message ?? Buffer.allocUnsafe(PREFIX_BYTES);
     prefix.writeUInt32LE(body.length, 0);
     prefix.writeUInt8(type, 4);
-    this.#bytesSent += PREFIX_BYTES + body.length;
+    if (message) return this.#stream.write(message);
     this.#stream.cork();
     this.#stream.write(prefix);
     const more = this.#stream.write(body);

@@ -61,6 +61,7 @@ export class HelperCapture implements Capture {
   #stopping = false;
   #dead: Error | undefined;
   #reading = false;
+  #atWork = false;
 
   constructor(options: HelperOptions) {
     this.#options = options;
@@ -103,7 +104,7 @@ export class HelperCapture implements Capture {
         this.#waiting.clear();
         if (!this.#stopping) this.#emit({ kind: 'helper-died', error });
         // Whoever reads batches reads what is still in the pipe, to its end.
-        if (!this.#reading) pipe.close();
+        if (!this.#atWork) pipe.close();
         resolve();
       };
       child.once('error', (error) => end(error.message));
@@ -199,6 +200,7 @@ export class HelperCapture implements Capture {
     const data = this.#data;
     if (!data) throw new Error('the capture is not started');
     await this.#ask('go');
+    this.#atWork = true;
     try {
       for (;;) {
         let header: BatchHeader | undefined;
@@ -210,10 +212,12 @@ export class HelperCapture implements Capture {
         const { body } = message;
         yield { ...parseBatchBody(header!, body), recycle: () => data.recycle(body) };
       }
+      await this.#ended;
     } finally {
-      data.close();
+      // One who stops to read leaves the pipe as it is: the ring fills, and the helper lives on.
+      this.#atWork = false;
+      if (this.#dead) data.close();
     }
-    await this.#ended;
     if (!this.#stopping) throw this.#dead;
   }
 

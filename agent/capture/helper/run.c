@@ -909,7 +909,8 @@ static int pump_once(int force) {
 static void *pump(void *unused) {
   (void)unused;
   int ep = epoll_create1(EPOLL_CLOEXEC);
-  struct epoll_event ev = {.events = EPOLLIN};
+  /* By edge: the ring counts as readable for as long as anything in it is not acknowledged, not only unread. */
+  struct epoll_event ev = {.events = EPOLLIN | EPOLLET};
   epoll_ctl(ep, EPOLL_CTL_ADD, map_fd[M_RING], &ev);
   int stuck = 0;
   while (pumping) {
