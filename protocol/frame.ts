@@ -216,7 +216,7 @@ async function compress(raw: Buffer, level: number): Promise<Buffer[]> {
 /** Idle ones by level; never more than are at work at once. */
 const engines = new Map<number, ZstdCompress[]>();
 /** Each engine's output goes here piece by piece: several usual frames, so that most are compressed in one pass. */
-const ENGINE_OUTPUT_BYTES = 2 * 1024 * 1024;
+const ENGINE_OUTPUT_BYTES = 1536 * 1024;
 
 const makeEngine = (level: number): ZstdCompress =>
   createZstdCompress({
@@ -280,7 +280,7 @@ function packingDone(): void {
 /** Buffers that frames are put together in, used again: a fresh one for each costs page faults and collections. */
 const scratch: Buffer[] = [];
 const SCRATCH_BYTES = 1024 * 1024;
-const SCRATCH_COUNT = 8;
+const SCRATCH_COUNT = 4;
 
 function takeScratch(bytes: number): Buffer {
   if (bytes > SCRATCH_BYTES || bytes < SCRATCH_BYTES / 8) return Buffer.allocUnsafe(bytes);

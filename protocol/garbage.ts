@@ -9,7 +9,7 @@
 import { setFlagsFromString } from 'node:v8';
 
 export const GARBAGE_FLAGS = [
-  '--heap-growing-percent=300',
+  '--heap-growing-percent=150',
   '--external-memory-accounted-in-global-limit',
 ] as const;
 

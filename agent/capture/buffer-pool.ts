@@ -1,7 +1,7 @@
 const SMALLEST_BYTES = 128 * 1024;
 const LARGEST_BYTES = 4 * 1024 * 1024;
 /** Idle buffers together: what is under way at once at a high rate. */
-const IDLE_BYTES = 8 * 1024 * 1024;
+const IDLE_BYTES = 4 * 1024 * 1024;
 
 /**
  * Buffers that are used again. A fresh one for each batch costs its page faults, and a garbage collection of the whole

@@ -26,7 +26,9 @@ KillMode=control-group
 TimeoutStopSec=30
 WorkingDirectory=/
 UMask=0077
-Environment=LC_ALL=C MALLOC_ARENA_MAX=2 UNDERSTUDY_CAPTURE=${paths.programDir}/understudy-capture
+# Large buffers go back to the system when they are freed; otherwise they leave holes that nothing else fits.
+Environment=MALLOC_ARENA_MAX=2 MALLOC_MMAP_THRESHOLD_=524288
+Environment=LC_ALL=C UNDERSTUDY_CAPTURE=${paths.programDir}/understudy-capture
 Environment="NODE_OPTIONS=--max-old-space-size=192 --max-semi-space-size=4"
 
 Nice=10

@@ -13,9 +13,10 @@ import { fio } from './loads.ts';
 
 const bench: Bench = {
   summary: 'what the agent takes of a source server',
-  async *run({ short, set, progress }) {
-    const idleSeconds = Number(set.idleSeconds ?? (short ? 2 : 60));
-    const loadSeconds = Number(set.loadSeconds ?? (short ? 1 : 20));
+  hasQuick: true,
+  async *run({ short, quick, set, progress }) {
+    const idleSeconds = Number(set.idleSeconds ?? (short ? 2 : quick ? 10 : 60));
+    const loadSeconds = Number(set.loadSeconds ?? (short ? 1 : quick ? 10 : 20));
     const lab = new BenchLab({
       medium: 'memory',
       priority: 'unit',

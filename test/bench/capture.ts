@@ -35,16 +35,18 @@ interface Plan {
   lagSeconds: number;
 }
 
-function planOf({ short, set }: BenchOptions): Plan {
-  const number = (name: string, usual: number, tiny: number) =>
-    Number(set[name] ?? (short ? tiny : usual));
-  const variants = set.variants ?? (short ? 'memory/unit' : 'disk/unit,disk/equal,memory/unit');
+function planOf({ quick, short, set }: BenchOptions): Plan {
+  const number = (name: string, usual: number, hasty: number, tiny: number) =>
+    Number(set[name] ?? (short ? tiny : quick ? hasty : usual));
+  const variants =
+    set.variants ??
+    (short ? 'memory/unit' : quick ? 'disk/unit' : 'disk/unit,disk/equal,memory/unit');
   return {
-    rounds: number('rounds', 5, 1),
-    seconds: number('seconds', 3, 1),
-    sustainedSeconds: number('sustainedSeconds', 60, 1),
-    sustainedMiB: number('sustainedMiB', 200, 200),
-    lagSeconds: number('lagSeconds', 30, 1),
+    rounds: number('rounds', 5, 3, 1),
+    seconds: number('seconds', 3, 3, 1),
+    sustainedSeconds: number('sustainedSeconds', 60, 20, 1),
+    sustainedMiB: number('sustainedMiB', 200, 200, 200),
+    lagSeconds: number('lagSeconds', 30, 15, 1),
     parts: new Set(
       (set.parts ?? (short ? 'fio,lag' : 'fio,pgbench,sustained,lag,hook')).split(','),
     ),
@@ -357,6 +359,7 @@ async function* hookRows(variant: LabOptions, plan: Plan): AsyncGenerator<Row> {
 
 const bench: Bench = {
   summary: 'what capture and streaming cost the source, and what they keep up with',
+  hasQuick: true,
   async *run(options) {
     const plan = planOf(options);
     const first = plan.variants[0]!;

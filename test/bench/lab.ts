@@ -177,7 +177,11 @@ export class BenchLab {
       helperPath: join(ROOT, 'build/capture/understudy-capture'),
       pem: join(this.dir, 'both.pem'),
     };
-    const [, options] = /NODE_OPTIONS=([^"\n]*)/.exec(unitText()) ?? [];
+    const ofUnit = Object.fromEntries(
+      [...unitText().matchAll(/\b(MALLOC_\w+|NODE_OPTIONS)=([^"\n]*?)(?=["\n]| MALLOC)/g)].map(
+        ([, name, value]): [string, string] => [name!, value!],
+      ),
+    );
     this.#agent = this.#spawn(
       [
         ...(this.options.priority === 'unit' ? asUnit() : []),
@@ -187,8 +191,7 @@ export class BenchLab {
       ],
       {
         BENCH: JSON.stringify(config),
-        NODE_OPTIONS: options ?? '',
-        MALLOC_ARENA_MAX: '2',
+        ...ofUnit,
       },
     );
     await until('the disk to be protected', async () => {
