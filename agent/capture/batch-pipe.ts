@@ -4,11 +4,15 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { geteuid } from 'node:process';
 import { promisify } from 'node:util';
 import { BufferPool } from './buffer-pool.ts';
 
 /** Of what comes before a body's own buffer is known. */
 const READ_BYTES = 64 * 1024;
+
+/** On a tmpfs: on a protected disk each start would write. */
+const RUN_DIR = '/run';
 
 interface Wanted {
   headBytes: number;
@@ -59,7 +63,7 @@ export class BatchPipe {
    */
   static async open(): Promise<{ pipe: BatchPipe; writeFd: number }> {
     // Node makes socket pairs, which copy more than a pipe, and takes no buffer for what comes out of them.
-    const dir = await mkdtemp(join(tmpdir(), 'understudy-pipe-'));
+    const dir = await mkdtemp(join(geteuid?.() === 0 ? RUN_DIR : tmpdir(), 'understudy-pipe-'));
     try {
       const path = join(dir, 'pipe');
       await promisify(execFile)('mkfifo', ['-m', '600', path]);

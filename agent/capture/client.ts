@@ -76,7 +76,9 @@ export class HelperCapture implements Capture {
     if (opts.consumerTimeoutMs) args.push('--timeout-ms', String(opts.consumerTimeoutMs));
     for (const disk of disks) args.push('--disk', `${disk.index}:${disk.devicePath}`);
     const path = helperPath(this.#options);
-    const { pipe, writeFd } = await BatchPipe.open();
+    const { pipe, writeFd } = await BatchPipe.open().catch((cause) => {
+      throw undError('UND_CAPTURE_LOAD', { reason: `no pipe for its data: ${cause.message}` });
+    });
     const child = spawn(path, args, { stdio: ['pipe', writeFd, 'pipe', 'pipe'] });
     closeSync(writeFd);
     this.#child = child;
