@@ -6,7 +6,8 @@ import type { Inventory } from '../../appliance/api/schema.ts';
 import { buildDisks, buildNics, prettyOsName, type SysfsFacts } from './build.ts';
 import { machineIdentity, machineKey } from './machine.ts';
 import { isNativeMultipath } from './protectable.ts';
-import { findmnt, ip, lsblk } from './tools.ts';
+import { parseServices } from './services.ts';
+import { findmnt, ip, lsblk, runningServices } from './tools.ts';
 
 const exists = (path: string) =>
   access(path).then(
@@ -47,7 +48,7 @@ async function physicalNics(): Promise<Set<string>> {
 
 /** What this machine is and has, now. Reads only; takes some hundred milliseconds. */
 export async function takeInventory(): Promise<Inventory> {
-  const [devices, mounts, cpu, os, system, machine, addresses, routes, osRelease] =
+  const [devices, mounts, cpu, os, system, machine, addresses, routes, osRelease, services] =
     await Promise.all([
       lsblk(),
       findmnt(),
@@ -58,6 +59,7 @@ export async function takeInventory(): Promise<Inventory> {
       ip('addr'),
       ip('route'),
       readFile('/etc/os-release', 'utf8').catch(() => ''),
+      runningServices(),
     ]);
   const facts = new Map<string, SysfsFacts>();
   for (const device of devices) facts.set(device.name, await sysfsFacts(device.name));
@@ -80,6 +82,7 @@ export async function takeInventory(): Promise<Inventory> {
       machineKey: await machineKey(machine),
     }),
     nics: buildNics(addresses, routes, await physicalNics()),
+    services: parseServices(services),
     machine: {
       smbiosUuid: machine.smbiosUuid,
       bootId: machine.bootId,

@@ -26,6 +26,16 @@ export async function findmnt(): Promise<Mount[]> {
   return parseFindmnt(stdout);
 }
 
+/** The running services as systemctl lists them; '' where there is no systemd. */
+export async function runningServices(): Promise<string> {
+  const args = ['list-units', '--type=service', '--state=running', '--plain', '--full'];
+  const { stdout, failed } = await execa('systemctl', [...args, '--no-legend', '--no-pager'], {
+    ...options,
+    reject: false,
+  });
+  return failed ? '' : stdout;
+}
+
 /** `ip -j …`, or an empty list where iproute2 is missing. */
 export async function ip(...args: string[]): Promise<string> {
   const { stdout, failed } = await execa('ip', ['-j', ...args], { ...options, reject: false });

@@ -206,6 +206,13 @@ export const Inventory = Type.Object({
       dhcp: Nullable(Type.Boolean()),
     }),
   ),
+  /** Absent with agents of before, and where there is no systemd. */
+  services: Type.Optional(
+    Type.Array(Type.Object({ unit: Type.String(), description: Type.String() }), {
+      maxItems: 300,
+      description: 'running services that a planned failover could stop',
+    }),
+  ),
   machine: Type.Object({
     smbiosUuid: Nullable(Type.String()),
     bootId: Type.String(),

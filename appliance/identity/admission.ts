@@ -108,7 +108,10 @@ export async function admit(
     return { sourceId };
   } catch (thrown) {
     const error = asUndError(thrown);
-    if (owner && error.code !== 'UND_AGENT_PASSIVE' && error.code !== 'UND_FENCE_LIFTED') {
+    // A passive one that is told to cut itself off does what it should: that alarms nobody.
+    const isOrder = hello.passive !== null && error.code === 'UND_AGENT_FENCED';
+    const isExpected = error.code === 'UND_AGENT_PASSIVE' || error.code === 'UND_FENCE_LIFTED';
+    if (owner && !isOrder && !isExpected) {
       sources.refused(owner, error, context.remoteAddress);
     }
     throw error;

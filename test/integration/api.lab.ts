@@ -486,6 +486,10 @@ export class TestSource {
           dhcp: true,
         },
       ],
+      services: [
+        { unit: 'postgresql.service', description: 'PostgreSQL' },
+        { unit: 'nginx.service', description: 'A web server' },
+      ],
       machine: {
         smbiosUuid: this.machine.smbiosUuid,
         bootId: this.machine.bootId,

@@ -87,10 +87,82 @@ t.test('the whole path, from the page through the real API', async (t) => {
   await press(page, '#job-settings');
   await page.locator('#compression-none').check();
   await page.locator('#bandwidth-limited').uncheck();
+  await page.locator('#settings-units-add').selectOption('nginx.service');
+  await page.locator('#test-script').fill('echo "rows: 42"');
+  await page.locator('#test-ports').fill('0');
+  t.equal(await page.locator('#confirm-submit').isDisabled(), true, 'no such port');
+  await page.locator('#test-ports').fill('');
+  await shoot(page, join(pictures, 'settings.png'), true);
   await press(page, '#confirm-submit');
   await waitFor(page, 'the changed settings', LIMIT_MS, async () =>
     (await page.locator('#job-bandwidth').allInnerTexts())[0]?.includes('no limit'),
   );
+
+  // Red when the dialogs send what the API does not take, or show what it does not say.
+  await showJob(page, job.jobId);
+  t.match(await page.locator('#job-tests-checks').textContent(), /a script of at most 60 s/);
+  await press(page, '#test-button');
+  await see(page, '#test-checks');
+  await shoot(page, join(pictures, 'test-dialog.png'));
+  await press(page, '#confirm-submit');
+  await waitFor(
+    page,
+    'the verdict of the test',
+    LIMIT_MS,
+    async () =>
+      (await page.locator('#failover-state').allInnerTexts())[0]?.includes('Passed') &&
+      (await page.locator('[data-testid=test-check][data-state=passed]').count()) === 1,
+  );
+  t.match(await page.locator('#failover-checks').textContent(), /rows: 42/);
+  await shoot(page, join(pictures, 'test.png'), true);
+  await waitForFailover(
+    page,
+    (await page.locator('#failover').getAttribute('data-failover-id')) ?? '',
+    ['undone'],
+    LIMIT_MS,
+  );
+
+  await showJob(page, job.jobId);
+  await press(page, '#failover-button');
+  await page.locator('#failover-planned').check();
+  t.equal(await page.locator('#failover-units').inputValue(), 'nginx.service', "the job's own");
+  await page.locator('#failover-units-add').selectOption('postgresql.service');
+  await page.locator('#failover-power-off').uncheck();
+  await page.locator('#auto-end-act').selectOption('undo');
+  await page.locator('#auto-end-minutes').fill('0');
+  await page.locator('#confirm-input').fill(job.replicaName);
+  t.equal(await page.locator('#confirm-submit').isDisabled(), true, 'no minutes');
+  await page.locator('#auto-end-minutes').fill('600');
+  await page.locator('#failover-isolate').check();
+  await shoot(page, join(pictures, 'planned-dialog.png'), true);
+  await press(page, '#confirm-submit');
+  await see(page, '#failover');
+  const plannedId = (await page.locator('#failover').getAttribute('data-failover-id')) ?? '';
+  const planned = await waitForFailover(page, plannedId, ['completed'], LIMIT_MS);
+  t.equal(planned.steps.length, 12);
+  t.match(
+    await page.locator('#failover-step-stop-services').textContent(),
+    /nginx\.service.*postgresql\.service/s,
+  );
+  await waitFor(page, 'the countdown', LIMIT_MS, async () =>
+    /undone by itself in \d/.test(
+      (await page.locator('#failover-auto-end').allInnerTexts())[0] ?? '',
+    ),
+  );
+  await waitFor(page, 'the source to be cut off', LIMIT_MS, async () => server.isolation);
+  await shoot(page, join(pictures, 'planned.png'), true);
+  await press(page, '#auto-end-change');
+  await page.locator('#auto-end-act').selectOption('none');
+  await press(page, '#confirm-submit');
+  await waitFor(
+    page,
+    'nothing to be done by itself',
+    LIMIT_MS,
+    async () => (await page.locator('#failover-auto-end').count()) === 0,
+  );
+  await settleFailover(page, plannedId, 'undo', job.replicaName);
+  await waitForJob(page, job.jobId, ['protected'], LIMIT_MS);
+  t.equal(server.isolation, null);
 
   const started = await failover(page, { jobId: job.jobId, replicaName: job.replicaName });
   const done = await waitForFailover(page, started.failoverId, ['completed'], LIMIT_MS);

@@ -10,6 +10,7 @@ import {
   protectability,
   worthListing,
 } from '../../agent/inventory/protectable.ts';
+import { parseServices } from '../../agent/inventory/services.ts';
 import { takeInventory } from '../../agent/inventory/take.ts';
 import { Inventory, SourceDisk } from '../../appliance/api/schema.ts';
 
@@ -459,6 +460,27 @@ t.test('the same machine, a clone, a replica', async (t) => {
   t.match(sameMachine(me, { ...me, diskSerials: [] }), { same: false });
   const bare = { ...me, smbiosUuid: null, diskSerials: [] };
   t.same(sameMachine(bare, { ...bare, diskSerials: ['new'] }), { same: true });
+});
+
+t.test('services that can be chosen', async (t) => {
+  t.same(
+    parseServices(
+      [
+        'cron.service                loaded active running Regular background program processing daemon',
+        'dbus.service                loaded active running D-Bus System Message Bus',
+        'getty@tty1.service          loaded active running Getty on tty1',
+        'postgresql@15-main.service  loaded active running PostgreSQL Cluster 15-main',
+        'systemd-journald.service    loaded active running Journal Service',
+        'understudy-agent.service    loaded active running Understudy agent',
+        'nothing of the kind',
+        '',
+      ].join('\n'),
+    ),
+    [
+      { unit: 'cron.service', description: 'Regular background program processing daemon' },
+      { unit: 'postgresql@15-main.service', description: 'PostgreSQL Cluster 15-main' },
+    ],
+  );
 });
 
 t.test("this machine's own inventory is what the API promises", async (t) => {

@@ -100,6 +100,7 @@ export function FailoverDialog(props: {
         {sourceLives && (
           <HandoverForm
             fields={fields}
+            services={source?.inventory?.services ?? []}
             set={(change) => setFields((current) => ({ ...current, ...change }))}
           />
         )}

@@ -39,6 +39,7 @@ import {
 } from '../parts/parts.tsx';
 import { useUser } from '../session/session.tsx';
 import { FailoverDialog } from './failover-dialog.tsx';
+import { UnitsField, unitsOf } from './handover-fields.tsx';
 import { HistoryForm, historyFields, historyLimits } from './history-fields.tsx';
 import { PointDialog, PointsCard, ScheduleField } from './points.tsx';
 import { RecoveryPoints } from './recovery-points.tsx';
@@ -250,6 +251,9 @@ function SettingsDialog(props: { job: Job; close: () => void }) {
   const [everyMinutes, setEveryMinutes] = useState(job.settings.pointEveryMinutes ?? null);
   const [verifyEvery, setVerifyEvery] = useState(job.settings.verifyEvery ?? 'off');
   const [testEvery, setTestEvery] = useState(job.settings.testEvery ?? 'off');
+  const [unitLines, setUnitLines] = useState((job.settings.stopUnits ?? []).join('\n'));
+  const units = unitsOf(unitLines);
+  const { sources } = useLive();
   const [checkFields, setCheckFields] = useState(() => testCheckFields(job.settings.testChecks));
   const checks = testChecksOf(checkFields);
   const limit = limitBytesPerSec(fields);
@@ -260,7 +264,9 @@ function SettingsDialog(props: { job: Job; close: () => void }) {
       id="settings-dialog"
       title={`Settings of ${job.name}`}
       submit="Save"
-      blocked={limit === undefined || !excluded.ok || history === undefined || !checks.ok}
+      blocked={
+        limit === undefined || !excluded.ok || history === undefined || !checks.ok || !units.ok
+      }
       close={props.close}
       act={async () =>
         learn.job(
@@ -274,6 +280,7 @@ function SettingsDialog(props: { job: Job; close: () => void }) {
             verifyEvery,
             testEvery,
             testChecks: checks.ok ? checks.checks : undefined,
+            stopUnits: units.ok ? units.units : undefined,
           }),
         )
       }
@@ -289,6 +296,13 @@ function SettingsDialog(props: { job: Job; close: () => void }) {
         />
         <ScheduleField everyMinutes={everyMinutes} set={setEveryMinutes} />
         <VerifyField every={verifyEvery} set={setVerifyEvery} />
+        <UnitsField
+          id="settings-units"
+          label="Services that a planned failover stops"
+          value={unitLines}
+          set={setUnitLines}
+          services={sources.get(job.sourceId)?.inventory?.services ?? []}
+        />
         <TestField every={testEvery} set={setTestEvery} />
         <TestChecksForm
           fields={checkFields}
