@@ -228,16 +228,26 @@ export class Checkpointer {
    * that is under way.
    */
   baseFor(seq: number, journalId: string, holder: string | null): Promise<Kept | null> {
+    return this.#find((row) => row.journalId === journalId && row.seq <= seq, holder);
+  }
+
+  /**
+   * The newest checkpoint at or before a moment of the source, of whatever journal, kept as by `baseFor`: its layers are a
+   * recovery point by themselves.
+   */
+  newestAt(sourceMs: number, holder: string | null): Promise<Kept | null> {
+    return this.#find((row) => row.sourceMs <= sourceMs, holder);
+  }
+
+  #find(fits: (row: Kept) => boolean, holder: string | null): Promise<Kept | null> {
     return this.#inTurn(async () => {
-      const base = this.list()
-        .filter(isKept)
-        .findLast((row) => row.journalId === journalId && row.seq <= seq);
-      if (!base) return null;
+      const found = this.list().filter(isKept).findLast(fits);
+      if (!found) return null;
       if (holder !== null) {
-        this.#c.store.hold(base.checkpointId, holder);
+        this.#c.store.hold(found.checkpointId, holder);
         this.#touched();
       }
-      return base;
+      return found;
     });
   }
 

@@ -16,7 +16,7 @@ import type { AgentSession } from '../receive/agent-server.ts';
 import { replay } from '../recovery/replay.ts';
 import type { FinalPoint, RecoveryPoint } from '../recovery/types.ts';
 import { ReplicationStream, type StreamView } from '../replication/replication-stream.ts';
-import type { CheckpointStore } from '../state/checkpoints.ts';
+import type { CheckpointStore, Layers } from '../state/checkpoints.ts';
 import type { JobDiskRow, JobRow, JobStore } from '../state/jobs.ts';
 import { type DiskLocator, deviceSizeBytes, waitForDisk, waitForSize } from './disk-locator.ts';
 import { jobState, jobView, type LiveFacts, recoverable, takenPoint } from './job-state.ts';
@@ -56,6 +56,16 @@ export interface ActorContext {
 
 /** What a retry may cure. Anything else while making a job waits for a person. */
 const TRANSIENT: readonly string[] = ['UND_HV_UNREACHABLE', 'UND_REPLICA_DISK_ABSENT'];
+
+const pointOf = (
+  { seq, sourceMs }: { seq: number; sourceMs: number },
+  base: { seq: number; state: { layers: Layers } },
+): RecoveryPoint => ({
+  seq,
+  sourceTime: new Date(sourceMs).toISOString(),
+  baseSeq: base.seq,
+  base: Object.entries(base.state.layers).map(([diskId, image]) => ({ diskId, image })),
+});
 
 /** One protection job. Its operations run one after the other; `row` is what is persisted. */
 export class JobActor {
@@ -926,34 +936,41 @@ export class JobActor {
   choosePoint(sourceTime: string, failoverId: string | null): Promise<RecoveryPoint> {
     return this.#inTurn(async () => {
       const stream = await this.#openStream(false);
-      const gone = (reason: string) =>
-        undError('UND_POINT_GONE', {
-          job: this.row.settings.replicaName,
-          at: sourceTime,
-          reason,
-        });
-      const point = await stream.exactPointAt(Date.parse(sourceTime));
-      if (!point) throw gone('the journal does not reach back that far');
+      const atMs = Date.parse(sourceTime);
       const holder = failoverId === null ? null : failoverHolder(failoverId);
-      const base = await this.#checkpoints.baseFor(point.seq, stream.journalId, holder);
-      if (!base) throw gone('there is no checkpoint before it');
-      if (base.seq < point.seq && base.seq + 1 < stream.oldestSeq) {
-        throw gone('the journal behind the checkpoint before it has left');
-      }
-      const gap = stream
-        .points()
-        .gaps()
-        .find(({ crossable, fromSeq, toSeq }) => {
-          return !crossable && fromSeq <= point.seq && (toSeq ?? point.seq) > base.seq;
-        });
-      if (gap) throw gone(`between the checkpoint before it and there, ${gap.reason}`);
-      return {
-        seq: point.seq,
-        sourceTime: new Date(point.sourceMs).toISOString(),
-        baseSeq: base.seq,
-        base: Object.entries(base.state.layers).map(([diskId, image]) => ({ diskId, image })),
-      };
+      const exact = await this.#exactPoint(stream, atMs, holder);
+      if ('base' in exact) return exact;
+      const alone = await this.#checkpoints.newestAt(atMs, holder);
+      if (alone) return pointOf(alone, alone);
+      throw undError('UND_POINT_GONE', {
+        job: this.row.settings.replicaName,
+        at: sourceTime,
+        reason: exact.gone,
+      });
     });
+  }
+
+  /** By replay of the journal; or why there is none. */
+  async #exactPoint(
+    stream: ReplicationStream,
+    atMs: number,
+    holder: string | null,
+  ): Promise<RecoveryPoint | { gone: string }> {
+    const point = await stream.exactPointAt(atMs);
+    if (!point) return { gone: 'the journal does not reach back that far' };
+    const base = await this.#checkpoints.baseFor(point.seq, stream.journalId, holder);
+    if (!base) return { gone: 'there is no checkpoint before it' };
+    if (base.seq < point.seq && base.seq + 1 < stream.oldestSeq) {
+      return { gone: 'the journal behind the checkpoint before it has left' };
+    }
+    const gap = stream
+      .points()
+      .gaps()
+      .find(({ crossable, fromSeq, toSeq }) => {
+        return !crossable && fromSeq <= point.seq && (toSeq ?? point.seq) > base.seq;
+      });
+    if (gap) return { gone: `between the checkpoint before it and there, ${gap.reason}` };
+    return pointOf(point, base);
   }
 
   /** @see JobHandle.holdPoint */
@@ -977,12 +994,7 @@ export class JobActor {
     const holder = failoverHolder(failoverId);
     const base = await this.#checkpoints.baseFor(point.seq, stream.journalId, holder);
     if (!base) throw notReady('its checkpoint has left');
-    return {
-      seq: point.seq,
-      sourceTime: new Date(point.sourceMs).toISOString(),
-      baseSeq: base.seq,
-      base: Object.entries(base.state.layers).map(([diskId, image]) => ({ diskId, image })),
-    };
+    return pointOf(point, base);
   }
 
   /** @see JobHandle.releasePoint */

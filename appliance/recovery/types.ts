@@ -138,7 +138,8 @@ export interface JobHandle {
   ): Promise<void>;
 
   /**
-   * The newest point at or before a moment, and the checkpoint that its recovery begins from. With a holder, nothing is
+   * The newest point at or before a moment, and the checkpoint that its recovery begins from; where the journal does not
+   * lead there (any more), the newest checkpoint at or before it, without a replay. With a holder, nothing is
    * merged into or away from that checkpoint's layers until the failover is taken back or the job ends.
    * Throws `UND_POINT_GONE`.
    */

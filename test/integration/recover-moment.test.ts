@@ -2,7 +2,8 @@
  * Recovery to a chosen moment through the whole appliance: writes before and after it, a checkpoint before it, an unordered
  * run behind it. The replica VM's disks must be the source's disks as they were then, byte for byte.
  */
-import { readFile } from 'node:fs/promises';
+import { readFile, rm } from 'node:fs/promises';
+import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import t from 'tap';
 import type { Checkpoint, Failover, Job } from '../../appliance/api/schema.ts';
@@ -101,4 +102,54 @@ t.test('the replica is the source as it was at the moment', async (t) => {
   }
   await lab.call('POST', `/api/failovers/${failover.failoverId}/undo`, { confirm: 'web1-replica' });
   await until('protected after the undo', isProtected, 60_000);
+
+  // The journal leaves, its checkpoints stay. Red when only the journal leads to a moment.
+  const test = async (point: object) => {
+    const { failoverId } = await lab.call<Failover>(
+      'POST',
+      `/api/jobs/${made.jobId}/test-failover`,
+      {
+        ...point,
+        keepMinutes: 60,
+      },
+    );
+    const get = () => lab.call<Failover>('GET', `/api/failovers/${failoverId}`);
+    await until('the test to run', async () => (await get()).state.name !== 'running', 60_000);
+    t.equal((await get()).state.name, 'completed', JSON.stringify(await get()));
+    return get();
+  };
+  const end = async ({ failoverId }: Failover) => {
+    await lab.call('POST', `/api/failovers/${failoverId}/end-test`);
+    const get = () => lab.call<Failover>('GET', `/api/failovers/${failoverId}`);
+    await until('the test to end', async () => (await get()).state.name === 'undone', 60_000);
+  };
+  await scatter(300);
+  await until(
+    'everything to be applied',
+    async () => {
+      const { figures } = await lab.call<Job>('GET', `/api/jobs/${made.jobId}`);
+      return figures.appliedSeq === figures.durableSeq;
+    },
+    60_000,
+  );
+  const before = await source();
+  await end(await test({}));
+  const taken = (await checkpoints()).toSorted((a, b) => a.seq - b.seq).at(-1)!;
+  await delay(300);
+  const later = new Date().toISOString();
+  await scatter(400);
+  await lab.appliance.close();
+  await rm(join(lab.config.journalDir, made.jobId), { recursive: true });
+  await lab.start();
+  await until('protected without its old journal', isProtected, 120_000);
+  const again = await test({ point: { sourceTime: later } });
+  t.match(again.point, { sourceTime: taken.sourceTime, wanted: later });
+  const { disks: replicas } = lab.host.vms.get('web1-replica-test')!.spec;
+  for (const [index, { disk }] of replicas.entries()) {
+    t.ok(
+      (await readFile(disk.path)).equals(before[index]!),
+      `disk ${index} by its checkpoint alone`,
+    );
+  }
+  await end(again);
 });

@@ -8,7 +8,11 @@ import {
   formatRelative,
   percentOf,
 } from '../../appliance/web/src/format.ts';
-import { chosenMoment, chosenPoint } from '../../appliance/web/src/jobs/chosen-point.ts';
+import {
+  checkpointBefore,
+  chosenMoment,
+  chosenPoint,
+} from '../../appliance/web/src/jobs/chosen-point.ts';
 import {
   checksInWords,
   testCheckFields,
@@ -22,6 +26,16 @@ import {
   mirrorIncomplete,
   mirrorTotal,
 } from '../../appliance/web/src/jobs/words.ts';
+
+t.test('a checkpoint stands in for a journal that has left', async (t) => {
+  const at = (second: number) => ({ sourceTime: `2026-01-01T00:00:0${second}.000Z` });
+  const all = [at(1), at(3), at(2)];
+  const ms = (second: number) => Date.parse(at(second).sourceTime);
+  t.same(checkpointBefore(all, ms(5)), at(3));
+  t.same(checkpointBefore(all, ms(3)), at(3));
+  t.same(checkpointBefore(all, ms(3) - 1), at(2));
+  t.equal(checkpointBefore(all, ms(0)), null);
+});
 
 t.test('the checks of a test, from the form to the API', async (t) => {
   t.same(testChecksOf(testCheckFields(undefined)), {

@@ -8,6 +8,7 @@ import type {
   AuditEntry,
   AutoEnd,
   Certificate,
+  Checkpoint,
   Failover,
   FailoverRequest,
   HostView,
@@ -195,6 +196,7 @@ export const api = {
   journalCheck: (jobId: string) => call<JournalCheck>(`/api/jobs/${id(jobId)}/journal-check`),
   startJournalCheck: (jobId: string) => post<JournalCheck>(`/api/jobs/${id(jobId)}/journal-check`),
 
+  checkpoints: (jobId: string) => call<Checkpoint[]>(`/api/jobs/${id(jobId)}/checkpoints`),
   failOver: (jobId: string, request: FailoverRequest) =>
     post<Failover>(`/api/jobs/${id(jobId)}/failover`, request),
   testFailover: (jobId: string, request: TestFailoverRequest) =>

@@ -11,6 +11,19 @@ export const chosenPoint = (atMs: number | null, nowMs: number): ChosenPoint => 
   text: new Date(atMs ?? nowMs).toISOString(),
 });
 
+/** The newest checkpoint at or before a moment: a point by itself where there is no journal. */
+export const checkpointBefore = <T extends { sourceTime: string }>(
+  checkpoints: readonly T[],
+  atMs: number,
+): T | null =>
+  checkpoints
+    .filter(({ sourceTime }) => Date.parse(sourceTime) <= atMs)
+    .reduce<T | null>(
+      (newest, one) =>
+        newest && Date.parse(newest.sourceTime) >= Date.parse(one.sourceTime) ? newest : one,
+      null,
+    );
+
 const MOMENT = /^(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d)(:\d\d(?:\.\d{1,3})?)?Z?$/;
 
 /** As the API takes it; null while what was typed is no moment. UTC, the Z and the seconds may be left out. */
