@@ -10,6 +10,8 @@ import type { DiskWrite } from './coalesce.ts';
 const PUNCH_BYTES = 1024 * 1024;
 const ZEROES = Buffer.alloc(1024 * 1024);
 const MAX_VECTORS = 1000;
+/** As many as the thread pool has threads. */
+const WRITERS = 4;
 
 export class ReplicaDisk {
   readonly path: string;
@@ -26,35 +28,27 @@ export class ReplicaDisk {
     return new ReplicaDisk(path, await open(path, 'r+'));
   }
 
-  /** Apply sorted, non-overlapping writes; neighbours go in one system call. */
+  /** Apply sorted, non-overlapping writes; neighbours go in one system call, and a few calls at a time. */
   async apply(writes: readonly DiskWrite[]): Promise<void> {
     if (writes.length > 0) this.#dirty = true;
-    let vectors: Uint8Array[] = [];
-    let at = 0;
-    let end = 0;
-    const flush = async () => {
-      if (vectors.length === 0) return;
-      const buffers = vectors;
-      vectors = [];
-      await writeFully(this.#handle, buffers, at, end - at);
+    const runs = runsOf(writes);
+    let failed = false;
+    const writer = async () => {
+      // All take from the one generator: each run is written once.
+      for (let run = runs.next(); !run.done && !failed; run = runs.next()) {
+        const { offsetBytes, lengthBytes, data } = run.value;
+        try {
+          if (data) await writeFully(this.#handle, data, offsetBytes, lengthBytes);
+          else await this.#zero(offsetBytes, lengthBytes);
+        } catch (error) {
+          failed = true;
+          throw error;
+        }
+      }
     };
-    for (const write of writes) {
-      if (write.data === null) {
-        await flush();
-        await this.#zero(write.offsetBytes, write.lengthBytes);
-        continue;
-      }
-      if (vectors.length > 0 && (write.offsetBytes !== end || vectors.length >= MAX_VECTORS)) {
-        await flush();
-      }
-      if (vectors.length === 0) {
-        at = write.offsetBytes;
-        end = at;
-      }
-      vectors.push(write.data);
-      end += write.lengthBytes;
-    }
-    await flush();
+    // Whatever fails, nothing is under way any more when it is thrown.
+    const ends = await Promise.allSettled(Array.from({ length: WRITERS }, writer));
+    for (const end of ends) if (end.status === 'rejected') throw end.reason;
   }
 
   async #zero(offsetBytes: number, lengthBytes: number): Promise<void> {
@@ -116,6 +110,30 @@ export class ReplicaDisk {
   async close(): Promise<void> {
     await this.#handle.close();
   }
+}
+
+interface Run {
+  offsetBytes: number;
+  lengthBytes: number;
+  /** Null: zeroes. */
+  data: Uint8Array[] | null;
+}
+
+/** Sorted writes put together where they touch. */
+function* runsOf(writes: readonly DiskWrite[]): Generator<Run> {
+  let run: (Run & { data: Uint8Array[] }) | null = null;
+  for (const { offsetBytes, lengthBytes, data } of writes) {
+    const joins = data && run && run.offsetBytes + run.lengthBytes === offsetBytes;
+    if (joins && run && run.data.length < MAX_VECTORS) {
+      run.data.push(data);
+      run.lengthBytes += lengthBytes;
+      continue;
+    }
+    if (run) yield run;
+    run = data && { offsetBytes, lengthBytes, data: [data] };
+    if (!data) yield { offsetBytes, lengthBytes, data: null };
+  }
+  if (run) yield run;
 }
 
 async function writeFully(
