@@ -12,6 +12,7 @@ import Fastify, { type FastifyReply, type FastifyRequest } from 'fastify';
 import Type, { type Static, type TSchema } from 'typebox';
 import Value from 'typebox/value';
 import * as contract from '../../appliance/api/schema.ts';
+import { serveMockMounts } from './page-mock-mounts.ts';
 import { consolePicture } from './page-mock-picture.ts';
 import { serveMockPoints } from './page-mock-points.ts';
 
@@ -935,6 +936,16 @@ export async function startPageMock(options: PageMockOptions): Promise<PageMock>
     });
   }
   serveMockPoints(app, { jobs, check, missing, who });
+  serveMockMounts(app, {
+    jobs,
+    failovers,
+    tell,
+    later,
+    stepMs,
+    check,
+    missing,
+    note: (request, act, object) => note(who(request), act, object),
+  });
   app.post<{ Params: { id: string }; Body: contract.PointRequest }>(
     '/api/jobs/:id/points',
     { schema: { body: contract.PointRequest } },
@@ -1098,7 +1109,11 @@ export async function startPageMock(options: PageMockOptions): Promise<PageMock>
     },
   );
   app.get('/api/failovers', async () =>
-    check(List(contract.Failover), [...failovers.values()], 'failovers'),
+    check(
+      List(contract.Failover),
+      [...failovers.values()].filter(({ kind }) => kind !== 'mount'),
+      'failovers',
+    ),
   );
   for (const act of ['undo', 'commit'] as const) {
     app.post<{ Params: { id: string }; Body: { confirm: string } }>(

@@ -276,6 +276,80 @@ t.test('the whole path through the page: log in, add, protect, fail over, undo',
   );
 });
 
+t.test('a recovery point is looked into: folders, a download, the export over NBD', async (t) => {
+  const { mock, opened } = await start(t);
+  const { page } = opened;
+  const source = await addSource(page, MOCK_SOURCE);
+  const { jobId } = await protect(page, { sourceId: source.sourceId });
+  await waitForJob(page, jobId, ['protected'], LIMIT_MS);
+  await press(page, '#mount-moment-button');
+  await see(page, '#mount-dialog');
+  await picture(opened, '60-mount-dialog');
+  await press(page, '#confirm-submit');
+  await see(page, '#mount[data-state=completed]');
+  const volumes = page.locator('[data-testid=volume]');
+  t.equal(await volumes.count(), 3);
+  t.match(await volumes.nth(2).textContent(), /a volume group, which is not activated here/);
+  // The root file system is shown at once.
+  const folder = async (path: string) => {
+    await see(page, `#folder[data-path="${path}"]`);
+    return page.locator('[data-testid=file]').count();
+  };
+  t.equal(await folder('/'), 4);
+  await picture(opened, '61-mount-files');
+  const row = (path: string) => `[data-testid=file][data-path="${path}"]`;
+  t.equal(await page.locator(`${row('/initctl')} a, ${row('/initctl')} button`).count(), 0);
+  await press(page, `${row('/etc')} button`);
+  t.equal(await folder('/etc'), 3);
+  const [download] = await Promise.all([
+    page.waitForEvent('download', { timeout: LIMIT_MS }),
+    page.locator(`${row('/etc/hosts')} a`).click(),
+  ]);
+  t.equal(download.suggestedFilename(), 'hosts');
+  await press(page, `${row('/etc/caf%C3%A9')} button`);
+  await see(page, '#folder-empty');
+  t.match(await page.locator('#folder nav').textContent(), /vda2 · \/.*etc.*café/);
+  t.ok(
+    mock.requests.some((line) => line.includes('path=%2Fetc%2Fcaf%25C3%25A9')),
+    'bytes are kept',
+  );
+  await press(page, '#folder-root');
+  await folder('/');
+  await press(page, `${row('/bin')} button`);
+  t.equal(await folder('/etc'), 3, 'where a link leads to');
+  await press(page, '#folder-root');
+  await press(page, `${row('/var')} button`);
+  await press(page, `${row('/var/log')} button`);
+  t.equal(await folder('/var/log'), 500);
+  await press(page, '#folder-later');
+  await waitFor(page, 'the next names', LIMIT_MS, async () =>
+    ((await page.locator('#folder-range').textContent()) ?? '').startsWith('501 to 1000 of 1203'),
+  );
+  await showJob(page, jobId);
+  await press(page, '#open-mounts a');
+  await press(page, '#mount-end');
+  await see(page, '#mount[data-state=undone]');
+
+  await showJob(page, jobId);
+  await press(page, '#mount-moment-button');
+  await page.locator('#mount-nbd').check();
+  await press(page, '#confirm-submit');
+  await see(page, '[data-testid=nbd-export][data-name=vdb][data-port="10810"]');
+  t.match(
+    await page.locator('#nbd-credentials').getAttribute('href'),
+    /^\/api\/mounts\/[0-9a-f-]+\/nbd-credentials\.tar$/,
+  );
+  await picture(opened, '62-mount-nbd');
+  await go(page, '/failovers');
+  await see(page, '#no-failovers');
+  t.same(mock.violations, []);
+  t.same(
+    opened.complaints.filter((line) => !/status of 401/.test(line)),
+    [],
+    'no error in the page beside the question whether somebody is logged in',
+  );
+});
+
 t.test('what goes wrong is told with code, message and hint', async (t) => {
   const { mock, opened } = await start(t);
   const { page } = opened;

@@ -26,6 +26,7 @@ import {
   mirrorIncomplete,
   mirrorTotal,
 } from '../../appliance/web/src/jobs/words.ts';
+import { crumbsOf, modeInWords, nbdUri } from '../../appliance/web/src/mounts/words.ts';
 
 t.test('a checkpoint stands in for a journal that has left', async (t) => {
   const at = (second: number) => ({ sourceTime: `2026-01-01T00:00:0${second}.000Z` });
@@ -247,4 +248,19 @@ t.test('the moment that a person typed or picked', async (t) => {
     sourceTime: '2026-01-31T00:00:00.000Z',
   });
   t.equal(chosenPoint(null, 0).kind, 'newest');
+});
+
+t.test('a guest path on the page: bytes stay bytes, names are for people', async (t) => {
+  t.same(crumbsOf('/'), []);
+  t.same(crumbsOf('/srv/caf%C3%A9/a%2Fb%FF'), [
+    { name: 'srv', path: '/srv' },
+    { name: 'café', path: '/srv/caf%C3%A9' },
+    { name: 'a/b\u{fffd}', path: '/srv/caf%C3%A9/a%2Fb%FF' },
+  ]);
+  t.equal(crumbsOf('/x%E2%80%AEy')[0]?.name, 'x\u{fffd}y', 'nothing turns the line around');
+  t.equal(modeInWords(0o4750), 'rwxr-x---');
+  t.equal(
+    nbdUri('2001:db8::1', 10809, 'vda'),
+    'nbds://[2001:db8::1]:10809/vda?tls-certificates=understudy-nbd',
+  );
 });

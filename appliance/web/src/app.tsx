@@ -10,6 +10,7 @@ import { HostPage } from './host/host.tsx';
 import { JobPage } from './jobs/job.tsx';
 import { JobsPage } from './jobs/jobs.tsx';
 import { ProtectPage } from './jobs/protect.tsx';
+import { MountPage } from './mounts/mount.tsx';
 import { OverviewPage } from './overview/overview.tsx';
 import { ErrorAlert, Nothing, PageHead } from './parts/parts.tsx';
 import { FirstPassword, Login } from './session/login.tsx';
@@ -65,6 +66,7 @@ export function App() {
             <Route path="jobs/:jobId" element={<JobPage />} />
             <Route path="failovers" element={<FailoversPage />} />
             <Route path="failovers/:failoverId" element={<FailoverPage />} />
+            <Route path="mounts/:mountId" element={<MountPage />} />
             <Route path="host" element={<HostPage />} />
             <Route path="certificates" element={<CertificatesPage />} />
             <Route path="users" element={<UsersPage />} />

@@ -11,12 +11,14 @@ import type {
   Checkpoint,
   Failover,
   FailoverRequest,
+  FileListing,
   HostView,
   Job,
   JobPoints,
   JobSettingsPatch,
   JournalCheck,
   LabelRequest,
+  MountRequest,
   PointLabel,
   PointRequest,
   PreflightReport,
@@ -206,6 +208,19 @@ export const api = {
   endTest: (failoverId: string) => post<Failover>(`/api/failovers/${id(failoverId)}/end-test`),
   reportUrl: (failoverId: string) => `/api/failovers/${id(failoverId)}/report`,
   failovers: () => call<Failover[]>('/api/failovers'),
+
+  mount: (jobId: string, request: MountRequest) =>
+    post<Failover>(`/api/jobs/${id(jobId)}/mount`, request),
+  mounts: () => call<Failover[]>('/api/mounts'),
+  endMount: (mountId: string) => post<Failover>(`/api/mounts/${id(mountId)}/end`),
+  files: (mountId: string, volume: string, path: string, from: number, limit: number) =>
+    call<FileListing>(
+      `/api/mounts/${id(mountId)}/files?volume=${id(volume)}&path=${id(path)}&from=${from}&limit=${limit}`,
+    ),
+  fileUrl: (mountId: string, volume: string, path: string) =>
+    `/api/mounts/${id(mountId)}/file?volume=${id(volume)}&path=${id(path)}`,
+  nbdCredentialsUrl: (mountId: string) => `/api/mounts/${id(mountId)}/nbd-credentials.tar`,
+
   undo: (failoverId: string, confirm: string) =>
     post<Failover>(`/api/failovers/${id(failoverId)}/undo`, { confirm }),
   commit: (failoverId: string, confirm: string) =>

@@ -37,6 +37,8 @@ export interface LiveState {
   sources: ReadonlyMap<string, Source>;
   jobs: ReadonlyMap<string, Job>;
   failovers: ReadonlyMap<string, Failover>;
+  /** Recovery points that are or were open for reading. */
+  mounts: ReadonlyMap<string, Failover>;
   notices: readonly Notice[];
 }
 
@@ -54,6 +56,7 @@ const EMPTY: LiveState = {
   sources: new Map(),
   jobs: new Map(),
   failovers: new Map(),
+  mounts: new Map(),
   notices: [],
 };
 
@@ -121,9 +124,11 @@ function take(event: ServerEvent): void {
       return;
     case 'failover':
       spoken.add(`failover ${event.failover.failoverId}`);
-      update({
-        failovers: withEntry(state.failovers, event.failover.failoverId, event.failover),
-      });
+      {
+        const { failover } = event;
+        const kept = failover.kind === 'mount' ? 'mounts' : 'failovers';
+        update({ [kept]: withEntry(state[kept], failover.failoverId, failover) });
+      }
       return;
     case 'notice':
       update({
@@ -155,10 +160,11 @@ function reconcile<T>(
 }
 
 async function readLists(of: EventSource): Promise<void> {
-  const [sources, jobs, failovers, system] = await Promise.all([
+  const [sources, jobs, failovers, mounts, system] = await Promise.all([
     api.sources(),
     api.jobs(),
     api.failovers(),
+    api.mounts(),
     api.system(),
   ]);
   if (of !== stream) return;
@@ -167,6 +173,7 @@ async function readLists(of: EventSource): Promise<void> {
     sources: reconcile('source', state.sources, sources, (source) => source.sourceId),
     jobs: reconcile('job', state.jobs, jobs, (job) => job.jobId),
     failovers: reconcile('failover', state.failovers, failovers, (one) => one.failoverId),
+    mounts: reconcile('failover', state.mounts, mounts, (one) => one.failoverId),
     synced: true,
     upgraded: system.version !== versionAtLoad,
     link: { name: 'live' },
@@ -286,6 +293,9 @@ export const learn = {
   failover: (failover: Failover) => take({ type: 'failover', failover }),
   newFailover: (failover: Failover) => {
     if (!state.failovers.has(failover.failoverId)) learn.failover(failover);
+  },
+  newMount: (mount: Failover) => {
+    if (!state.mounts.has(mount.failoverId)) learn.failover(mount);
   },
 };
 

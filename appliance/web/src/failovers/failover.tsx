@@ -74,7 +74,7 @@ function StepIcon(props: { state: FailoverStep['state'] }) {
   }
 }
 
-function Step(props: { step: FailoverStep }) {
+export function Step(props: { step: FailoverStep }) {
   const { step } = props;
   const now = useNow();
   const started = step.startedAt ? Date.parse(step.startedAt) : undefined;

@@ -18,6 +18,8 @@ import type { Job, JobPoints, JournalCheck } from '../../../api/schema.ts';
 import { api } from '../api/client.ts';
 import { useLive } from '../api/live.ts';
 import { count, formatAbsolute, formatBytes, formatDuration, formatRate } from '../format.ts';
+import { OpenPointDialog } from '../mounts/open-dialog.tsx';
+import { OpenMounts } from '../mounts/open-mounts.tsx';
 import { ConfirmDialog } from '../parts/confirm.tsx';
 import { useAction, useNow, usePolled } from '../parts/hooks.ts';
 import { ErrorAlert, Fact, Loading, When } from '../parts/parts.tsx';
@@ -55,7 +57,7 @@ function Shown(props: { job: Job; points: JobPoints; reload: () => void }) {
   const nowMs = useNow();
   const [cursorMs, setCursor] = useState<number | null>(null);
   const { sources } = useLive();
-  const [recovering, setRecovering] = useState<'test' | 'failover' | null>(null);
+  const [recovering, setRecovering] = useState<'test' | 'failover' | 'mount' | null>(null);
   const [labelling, setLabelling] = useState(false);
   const whole = wholeRange(points, nowMs);
   const { history } = points;
@@ -123,6 +125,14 @@ function Shown(props: { job: Job; points: JobPoints; reload: () => void }) {
           </Button>
           <Button
             variant="secondary"
+            id="mount-moment-button"
+            isDisabled={chosenMs === null || Boolean(job.failoverId)}
+            onClick={() => setRecovering('mount')}
+          >
+            Browse files or export…
+          </Button>
+          <Button
+            variant="secondary"
             id="test-moment-button"
             isDisabled={chosenMs === null || Boolean(job.failoverId)}
             onClick={() => setRecovering('test')}
@@ -142,7 +152,11 @@ function Shown(props: { job: Job; points: JobPoints; reload: () => void }) {
       {points.labels.length > 0 && (
         <Labels job={job} points={points} mayAct={mayOperate} reload={reload} choose={setCursor} />
       )}
+      <OpenMounts job={job} />
       <JournalCheckPart job={job} mayAct={mayOperate} />
+      {recovering === 'mount' && (
+        <OpenPointDialog job={job} atMs={chosenMs} close={() => setRecovering(null)} />
+      )}
       {recovering === 'test' && (
         <TestDialog job={job} atMs={chosenMs} close={() => setRecovering(null)} />
       )}
