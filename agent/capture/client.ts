@@ -77,7 +77,9 @@ export class HelperCapture implements Capture {
     for (const disk of disks) args.push('--disk', `${disk.index}:${disk.devicePath}`);
     const path = helperPath(this.#options);
     const { pipe, writeFd } = await BatchPipe.open().catch((cause) => {
-      throw undError('UND_CAPTURE_LOAD', { reason: `no pipe for its data: ${cause.message}` });
+      throw undError('UND_CAPTURE_HELPER_DIED', {
+        reason: `no pipe for its data: ${cause.message}`,
+      });
     });
     const child = spawn(path, args, { stdio: ['pipe', writeFd, 'pipe', 'pipe'] });
     closeSync(writeFd);

@@ -26,8 +26,9 @@ KillMode=control-group
 TimeoutStopSec=30
 WorkingDirectory=/
 UMask=0077
-# Large buffers go back to the system when they are freed; otherwise they leave holes that nothing else fits.
-Environment=MALLOC_ARENA_MAX=2 MALLOC_MMAP_THRESHOLD_=524288
+# Large buffers go back to the system when they are freed, otherwise they leave holes that nothing else fits; smaller ones
+# stay, otherwise each costs its page faults again.
+Environment=MALLOC_ARENA_MAX=2 MALLOC_MMAP_THRESHOLD_=524288 MALLOC_TRIM_THRESHOLD_=16777216
 Environment=LC_ALL=C UNDERSTUDY_CAPTURE=${paths.programDir}/understudy-capture
 Environment="NODE_OPTIONS=--max-old-space-size=192 --max-semi-space-size=4"
 
