@@ -271,6 +271,7 @@ export class GroupService {
     { kind, point = 'newest' }: GroupFailoverRequest,
   ): { target: GroupTarget; times: Map<string, string> } {
     if (kind === 'planned') return { target: { name: 'final' }, times: new Map() };
+    for (const { jobId } of row.members) this.#o.jobs.actor(jobId).stream?.needPoints();
     const members = this.#members(row);
     const noPoint = (reason: string) => undError('UND_GROUP_NO_POINT', { group: row.name, reason });
     if (point !== 'newest' && 'markId' in point) {

@@ -304,7 +304,7 @@ export class JobActor {
    * A point of a group's mark: resolves when it is durable here. With `checkpoint`, apply stands still before the mark until
    * that is in the journal, goes on to exactly there, and a checkpoint is taken; intake goes on.
    * @param atMs moment of the source's wall clock for the mark
-   * @throws as takePoint; UND_APPLY_PAUSED and what taking a checkpoint throws
+   * @throws as takePoint; UND_POINTS_REBUILDING, UND_APPLY_PAUSED and what taking a checkpoint throws
    */
   async takeGroupPoint(
     name: string,
@@ -320,6 +320,7 @@ export class JobActor {
   }> {
     const stream = this.#stream;
     if (!stream) throw this.#stateError('given a recovery point');
+    stream.needPoints();
     const failed = (reason: string) =>
       undError('UND_POINT_FAILED', { job: this.row.settings.replicaName, reason });
     const limit = checkpoint ? stream.limitApply(APPLY_LIMIT_MS) : null;

@@ -644,15 +644,22 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
   }
 
   /**
+   * For whoever draws conclusions from a point that is not in `points()`.
+   * @throws UND_POINTS_REBUILDING while older ones only are known
+   */
+  needPoints(): void {
+    const rebuild = this.pointsRebuild;
+    if (!rebuild) return;
+    throw undError('UND_POINTS_REBUILDING', { job: this.jobId, percent: percentOf(rebuild) });
+  }
+
+  /**
    * The newest point at or before a moment, to the frame: `points().pointAt` is to the second.
    * @param sourceMs wall clock of the source
    * @throws UND_POINTS_REBUILDING; UND_HISTORY_GONE, UND_FRAME_… if the journal is damaged there
    */
   async exactPointAt(sourceMs: number): Promise<Point | null> {
-    const rebuild = this.pointsRebuild;
-    if (rebuild) {
-      throw undError('UND_POINTS_REBUILDING', { job: this.jobId, percent: percentOf(rebuild) });
-    }
+    this.needPoints();
     const index = this.points();
     const near = index.pointAt(sourceMs);
     if (!near) return null;

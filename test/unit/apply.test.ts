@@ -122,7 +122,7 @@ t.test('a batch of many writes, some of them neighbours in long rows', async (t)
     at += lengthBytes + (n < 1500 ? 0 : 512 * (n % 2));
   }
   const disk = await ReplicaDisk.open(path);
-  // Seen red without the bound of a call: the kernel refuses it.
+  // Seen red when what joins a run is not put to it.
   await disk.apply(writes);
   await disk.sync();
   t.ok((await readFile(path)).subarray(0, want.length).equals(want));
