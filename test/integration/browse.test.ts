@@ -28,7 +28,9 @@ import {
   exportIdentity,
   type KeyPair,
 } from '../../appliance/identity/export-identity.ts';
+import { NBD_LEASH } from '../../appliance/recovery/browse/nbd-export.ts';
 import { createPointServer } from '../../appliance/recovery/browse/point-server.ts';
+import { isolated } from '../../appliance/recovery/prepare-guest/isolation.ts';
 import { loopsOf } from '../../appliance/recovery/prepare-guest/loops.ts';
 
 const WORKER = join(import.meta.dirname, '../../appliance/recovery/browse/worker-main.ts');
@@ -472,5 +474,28 @@ t.test(
     t.throws(() => points.nbd('nbd'), { code: 'UND_MOUNT_NOT_OPEN' });
     t.not(spawnSync('qemu-img', ['info', ...remote(own)]).status, 0, 'nothing answers any more');
     for (const loop of disks) release(loop);
+  },
+);
+
+// Red without CAP_SETPCAP in the unit: setpriv then leaves everything as it is, and says nothing.
+t.test(
+  'what the unit leaves the appliance is enough to isolate, and to disarm an export',
+  async (t) => {
+    const unit = readFileSync(
+      join(
+        import.meta.dirname,
+        '../../image/appliance/tree/etc/systemd/system/understudy-appliance.service',
+      ),
+      'utf8',
+    );
+    const kept = /^CapabilityBoundingSet=(.+)$/m.exec(unit)![1]!.split(' ');
+    const bounding = kept.map((name) => `+${name.toLowerCase().replace('cap_', '')}`).join(',');
+    const asUnit = ['--no-new-privs', `--bounding-set=-all,${bounding}`, '--inh-caps=-all', '--'];
+    const status = (command: readonly string[]) =>
+      sh('setpriv', ...asUnit, ...command, 'cat', '/proc/self/status');
+    t.notMatch(status([]), /^CapEff:\t0+$/m, 'the appliance has some');
+    t.match(status(NBD_LEASH), /^CapEff:\t0+$/m);
+    t.match(status(NBD_LEASH), /^CapBnd:\t0+$/m);
+    t.match(status(isolated([])), /^NSpid:\t.*1$/m);
   },
 );

@@ -30,7 +30,7 @@ export interface NbdOptions {
 }
 
 /** It may read the disk that root owns, and nothing that root is more than others by. */
-const LEASH = [
+export const NBD_LEASH = [
   'setpriv' satisfies PrepareProgram,
   '--pdeathsig',
   'KILL',
@@ -125,7 +125,7 @@ export class NbdExports {
     }: { request: ServeRequest; options: NbdOptions; signal: AbortSignal },
   ): Promise<string | null> {
     const pidFile = join(folder, `${port}.pid`);
-    const [program = '', ...leash] = LEASH;
+    const [program = '', ...leash] = NBD_LEASH;
     const child = spawn(
       program,
       [
