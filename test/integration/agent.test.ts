@@ -549,7 +549,7 @@ t.test('a handover stops what runs, marks, and powers off; each once', async (t)
   const again = new Doors();
   again.judge = (_, hello) => {
     if (hello.passive === null) return;
-    t.same(hello.handover, { failoverId: 'failover-1' });
+    t.same(hello.handover, { failoverId: 'failover-1', isolated: false });
     throw undError('UND_FENCE_LIFTED', { failover: 'failover-1', source: 'web1' });
   };
   await again.open(t, { api: doors.apiPort, agents: doors.agentPort });
@@ -569,7 +569,7 @@ t.test('a cancelled handover starts again what it stopped, and only that', async
   await agent.stop();
   agent.start();
   const second = await doors.session(2);
-  t.same(doors.hellos[1]!.hello.handover, { failoverId: 'failover-1' });
+  t.same(doors.hellos[1]!.hello.handover, { failoverId: 'failover-1', isolated: false });
   t.same(await second.cancelHandover('another'), []);
   t.equal(agent.systemd.state('postgresql.service'), 'inactive');
   t.same(await second.cancelHandover('failover-1'), ['postgresql.service']);
@@ -638,7 +638,7 @@ t.test('a source that is told that it was failed over is passive from then on', 
   await until('a passive hello', () => doors.hellos.some(({ hello }) => hello.passive !== null));
   const { hello } = doors.hellos.find((one) => one.hello.passive !== null)!;
   t.match(hello, { passive: { reason: /its replica web1-replica/ } });
-  t.same(hello.handover, { failoverId: 'failover-2' });
+  t.same(hello.handover, { failoverId: 'failover-2', isolated: false });
   t.ok(agent.acts.includes('stop, off the disks'));
   await agent.stop();
   doors.hellos.length = 0;
