@@ -57,6 +57,7 @@ import { writeFileDurably } from './state/files.ts';
 import { GroupStore } from './state/groups.ts';
 import { HostKeyStore } from './state/host-keys.ts';
 import { JobStore } from './state/jobs.ts';
+import { JournalCheckStore } from './state/journal-checks.ts';
 import { LabelStore } from './state/labels.ts';
 import { PassiveInstanceStore } from './state/passive-instances.ts';
 import { SessionStore } from './state/sessions.ts';
@@ -386,7 +387,7 @@ export async function startAppliance(
     identity,
     sources,
     jobs,
-    points: new PointService(jobs, new LabelStore(db)),
+    points: new PointService(jobs, new LabelStore(db), new JournalCheckStore(db)),
     groups,
     host,
     events,

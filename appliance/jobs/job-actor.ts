@@ -796,9 +796,41 @@ export class JobActor {
         await this.#hypervisor.detachDisk(vm, disk.serial);
         this.#attached.delete(disk.serial);
         if (disks === 'delete') await this.#deleteVolume(disk);
+        else await this.#flatten(disk);
       }
     }
     this.#forget();
+  }
+
+  /** Without its job nobody needs the checkpoints: what is kept is one plain image. */
+  async #flatten(disk: JobDiskRow): Promise<void> {
+    let image = await this.#topOf(disk);
+    for (;;) {
+      const layers = (await this.#hypervisor.chain(image)).length - 1;
+      if (layers === 0) return;
+      this.#say(`merging the checkpoints of ${disk.name}: ${layers} left`);
+      image = await this.#hypervisor.commitOverlay(image);
+      this.#putDisk(disk.diskId, { replica: image });
+    }
+  }
+
+  /** The image that was written last. A former run may have merged it, and died before that was on record. */
+  async #topOf({ diskId, replica }: JobDiskRow): Promise<DiskRef> {
+    const below = this.#c.checkpoints
+      .list(this.row.jobId)
+      .flatMap(({ state }) => (state.name === 'intended' ? [] : [state.layers[diskId]]))
+      .filter((layer) => layer !== undefined);
+    let problem: unknown;
+    for (const image of [replica!, ...below.toReversed()]) {
+      try {
+        await this.#hypervisor.chain(image);
+        return image;
+      } catch (error) {
+        if (asUndError(error).code !== 'UND_HV_DISK_NOT_FOUND') throw error;
+        problem ??= error;
+      }
+    }
+    throw problem;
   }
 
   async #deleteVolume(disk: JobDiskRow): Promise<void> {

@@ -2,6 +2,7 @@
 import { randomUUID } from 'node:crypto';
 import { asUndError, undError } from '../../protocol/errors.ts';
 import type { JobPoints, JournalCheck, LabelRequest, PointLabel } from '../api/schema.ts';
+import type { JournalCheckStore } from '../state/journal-checks.ts';
 import type { LabelStore } from '../state/labels.ts';
 import type { JobService } from './job-service.ts';
 import { labelView, pointsView } from './points-view.ts';
@@ -9,12 +10,14 @@ import { labelView, pointsView } from './points-view.ts';
 export class PointService {
   readonly #jobs: JobService;
   readonly #labels: LabelStore;
-  /** The last check of each job's journal; forgotten at a restart, as a check of before says nothing of now. */
-  readonly #checks = new Map<string, JournalCheck>();
+  readonly #checks: JournalCheckStore;
+  /** Checks that are under way; a restart ends them, and the last one that ended stands. */
+  readonly #running = new Map<string, JournalCheck>();
 
-  constructor(jobs: JobService, labels: LabelStore) {
+  constructor(jobs: JobService, labels: LabelStore, checks: JournalCheckStore) {
     this.#jobs = jobs;
     this.#labels = labels;
+    this.#checks = checks;
   }
 
   /** @throws UND_NOT_FOUND */
@@ -57,7 +60,7 @@ export class PointService {
   /** @throws UND_NOT_FOUND */
   check(jobId: string): JournalCheck {
     this.#jobs.actor(jobId);
-    return this.#checks.get(jobId) ?? { state: 'none' };
+    return this.#running.get(jobId) ?? this.#checks.get(jobId) ?? { state: 'none' };
   }
 
   /**
@@ -67,8 +70,8 @@ export class PointService {
   startCheck(jobId: string): JournalCheck {
     const actor = this.#jobs.actor(jobId);
     const { stream } = actor;
-    const running = this.#checks.get(jobId);
-    if (running?.state === 'running') return running;
+    const running = this.#running.get(jobId);
+    if (running) return running;
     if (!stream) {
       throw undError('UND_JOB_STATE', {
         job: actor.row.settings.replicaName,
@@ -79,7 +82,7 @@ export class PointService {
     const startedAt = new Date().toISOString();
     const totalBytes = stream.state().journalBytes;
     const progress: JournalCheck = { state: 'running', startedAt, readBytes: 0, totalBytes };
-    this.#checks.set(jobId, progress);
+    this.#running.set(jobId, progress);
     stream
       .verifyJournal((bytes) => {
         progress.readBytes = bytes;
@@ -99,7 +102,8 @@ export class PointService {
           return { state: 'failed', startedAt, error: { code, message, hint } };
         },
       )
-      .then((check) => this.#checks.set(jobId, check));
+      .then((check) => this.#checks.put(jobId, check))
+      .finally(() => this.#running.delete(jobId));
     return progress;
   }
 }

@@ -194,4 +194,11 @@ export const MIGRATIONS: readonly string[] = [
     PRIMARY KEY (source_id, position)
   ) STRICT;
   `,
+  // The last check of each job's journal.
+  `
+  CREATE TABLE journal_checks (
+    job_id TEXT PRIMARY KEY REFERENCES jobs(job_id) ON DELETE CASCADE,
+    check_json TEXT NOT NULL
+  ) STRICT;
+  `,
 ];

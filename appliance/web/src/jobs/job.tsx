@@ -341,7 +341,7 @@ function DeleteDialog(props: { job: Job; close: () => void }) {
             id="delete-keep-disks"
             name="delete-disks"
             label="Keep the replica disks"
-            description="They stay in the storage pool as they are now."
+            description="Each stays in the storage pool as one plain image, as it is now. Merging its checkpoints may take a while."
             isChecked={disks === 'keep'}
             onChange={() => setDisks('keep')}
           />
