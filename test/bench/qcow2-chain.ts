@@ -51,7 +51,8 @@ function requestsPerSec(path: string, kind: 'read' | 'write', plan: ChainPlan): 
     ...(kind === 'write' ? ['-w'] : []),
     path,
   );
-  return plan.requests / Number(/completed in ([\d.]+) seconds/.exec(out)![1]);
+  // Told to the millisecond.
+  return plan.requests / Math.max(0.001, Number(/completed in ([\d.]+) seconds/.exec(out)![1]));
 }
 
 /** A read in every stretch that a table of QEMU's metadata covers, so that it has all that it will ever have of it. */
@@ -122,7 +123,7 @@ export async function* chainRows(
         fs.writeFileSync(file, '');
         await daemon.exportFile('top', file);
         readHere(file, sizeBytes);
-        at.memoryBytes.push(usage(daemon.pid).anonBytes - before);
+        at.memoryBytes.push(Math.max(0, usage(daemon.pid).anonBytes - before));
         await daemon.endExport('top');
       } finally {
         await daemon.stop();
