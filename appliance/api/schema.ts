@@ -1000,6 +1000,7 @@ export const GroupFailoverRequest = Type.Object({
   ),
   evenIfAlive: Type.Optional(Type.Boolean()),
   powerOff: Type.Optional(Type.Boolean()),
+  isolateOnReturn: Type.Optional(Type.Boolean()),
   keepMinutes: Type.Optional(Type.Integer({ minimum: 0, maximum: 1440 })),
 });
 export type GroupFailoverRequest = Static<typeof GroupFailoverRequest>;

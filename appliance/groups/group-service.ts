@@ -171,6 +171,7 @@ export class GroupService {
       }),
       evenIfAlive: request.evenIfAlive ?? false,
       powerOff: request.powerOff ?? true,
+      isolateOnReturn: request.isolateOnReturn ?? false,
       test:
         request.kind === 'test'
           ? { keepMinutes: request.keepMinutes ?? 0, verdict: null, endsAt: null }

@@ -39,6 +39,7 @@ export function memberEngine(options: MemberEngineOptions): MemberEngine & {
         wanted,
         failoverId,
         evenIfAlive: run.evenIfAlive,
+        isolateOnReturn: run.isolateOnReturn,
         plan: handoverPlan(
           { kind: run.kind, confirm: replicaName, powerOff: run.powerOff },
           options.settings(jobId),

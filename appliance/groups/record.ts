@@ -61,6 +61,8 @@ export interface GroupRun {
   evenIfAlive: boolean;
   /** Planned: sources are powered off; else their agents become passive. */
   powerOff: boolean;
+  /** Sources that come back cut themselves off from the network. */
+  isolateOnReturn: boolean;
   /** Of a test: how long it is kept when all have proven that they boot, what it came to, and when it ends. */
   test: {
     keepMinutes: number;

@@ -132,7 +132,7 @@ export class GroupRunner {
     for (const run of this.#runs.values()) {
       if (!run.members.some((member) => member.failoverId === failoverId)) continue;
       this.#o.changed(run);
-      this.#look(run.runId);
+      if (!isOver(run)) this.#look(run.runId);
     }
   }
 

@@ -12,6 +12,7 @@ import Fastify, { type FastifyReply, type FastifyRequest } from 'fastify';
 import Type, { type Static, type TSchema } from 'typebox';
 import Value from 'typebox/value';
 import * as contract from '../../appliance/api/schema.ts';
+import { serveMockGroups } from './page-mock-groups.ts';
 import { serveMockMounts } from './page-mock-mounts.ts';
 import { consolePicture } from './page-mock-picture.ts';
 import { serveMockPoints } from './page-mock-points.ts';
@@ -39,6 +40,9 @@ export interface PageMock {
   sources: Map<string, Source>;
   jobs: Map<string, Job>;
   failovers: Map<string, Failover>;
+  groups: Map<string, contract.Group>;
+  /** The source whose member fails in the failover of a group. */
+  groupFails: string | null;
   /** Changes a thing and tells the page. */
   tell: (event: ServerEvent) => void;
   /** While true, mirrors stay at their half: a test that looks at one must not have to be quick. */
@@ -206,6 +210,8 @@ export async function startPageMock(options: PageMockOptions): Promise<PageMock>
   const sources = new Map<string, Source>();
   const jobs = new Map<string, Job>();
   const failovers = new Map<string, Failover>();
+  const groups = new Map<string, contract.Group>();
+  const groupRuns = new Map<string, contract.GroupRunView>();
   const audit: contract.AuditEntry[] = [];
   const users = new Map<string, contract.User & { password: string }>([
     [
@@ -246,6 +252,9 @@ export async function startPageMock(options: PageMockOptions): Promise<PageMock>
     if (event.type === 'source') sources.set(event.source.sourceId, event.source);
     if (event.type === 'job') jobs.set(event.job.jobId, event.job);
     if (event.type === 'failover') failovers.set(event.failover.failoverId, event.failover);
+    if (event.type === 'group') groups.set(event.group.groupId, event.group);
+    if (event.type === 'group-removed') groups.delete(event.groupId);
+    if (event.type === 'group-run') groupRuns.set(event.run.runId, event.run);
     if (event.type === 'source-removed') sources.delete(event.sourceId);
     if (event.type === 'job-removed') jobs.delete(event.jobId);
     for (const stream of streams) send(stream, event);
@@ -262,6 +271,8 @@ export async function startPageMock(options: PageMockOptions): Promise<PageMock>
     sources,
     jobs,
     failovers,
+    groups,
+    groupFails: null,
     tell,
     cutLink: () => {
       linkUp = false;
@@ -946,6 +957,17 @@ export async function startPageMock(options: PageMockOptions): Promise<PageMock>
     missing,
     note: (request, act, object) => note(who(request), act, object),
   });
+  serveMockGroups(app, {
+    jobs,
+    groups,
+    runs: groupRuns,
+    check,
+    missing,
+    tell,
+    later,
+    stepMs,
+    failing: () => mock.groupFails,
+  });
   app.post<{ Params: { id: string }; Body: contract.PointRequest }>(
     '/api/jobs/:id/points',
     { schema: { body: contract.PointRequest } },
@@ -1166,6 +1188,8 @@ export async function startPageMock(options: PageMockOptions): Promise<PageMock>
     for (const source of sources.values()) send(stream, { type: 'source', source });
     for (const job of jobs.values()) send(stream, { type: 'job', job });
     for (const failover of failovers.values()) send(stream, { type: 'failover', failover });
+    for (const group of groups.values()) send(stream, { type: 'group', group });
+    for (const run of groupRuns.values()) send(stream, { type: 'group-run', run });
     streams.add(stream);
     request.raw.on('close', () => streams.delete(stream));
   });

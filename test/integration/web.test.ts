@@ -469,6 +469,94 @@ t.test('a lost connection is shown, and what changed meanwhile is found out', as
   t.same(mock.violations, []);
 });
 
+t.test(
+  'a group: made, marked, failed over with a member that fails, tried again, undone',
+  async (t) => {
+    const { mock, opened } = await start(t);
+    const { page } = opened;
+    const source = await addSource(page, { ...MOCK_SOURCE, fingerprint: MOCK_FINGERPRINT });
+    const { jobId } = await protect(page, { sourceId: source.sourceId });
+    await waitForJob(page, jobId, ['protected'], LIMIT_MS);
+    const first = mock.jobs.get(jobId)!;
+    mock.tell({
+      type: 'job',
+      job: {
+        ...first,
+        jobId: 'job-of-shop',
+        name: 'shop-replica',
+        sourceName: 'shop',
+        settings: { ...first.settings, replicaName: 'shop-replica' },
+      },
+    });
+
+    await press(page, '#nav-groups');
+    await see(page, '#no-groups');
+    await press(page, '#new-group');
+    await page.locator('#group-name').fill('orders and shop');
+    await page.locator(`[id="group-member-${first.name}"]`).check();
+    await page.locator('#group-member-shop-replica').check();
+    await page.locator('#group-priority-shop-replica').selectOption('2');
+    await press(page, '#group-save');
+    await see(page, '[data-testid=group-member]');
+    t.match(
+      [...mock.groups.values()],
+      [
+        {
+          name: 'orders and shop',
+          wait: { for: 'proof' },
+          members: [
+            { jobId, priority: 1 },
+            { jobId: 'job-of-shop', priority: 2 },
+          ],
+        },
+      ],
+    );
+    await see(page, '#group-newest');
+    t.match(await page.locator('#group-apart').textContent(), /at most 26 ms/);
+    t.match(await page.locator('#group-member-table').textContent(), /\+1788 ms ± 3 ms/);
+    t.equal(await page.locator('[data-testid=timeline-stretch]').count(), 2);
+
+    await press(page, '#group-mark-button');
+    await page.locator('#group-mark-name').fill('before the upgrade');
+    await press(page, '#confirm-submit');
+    await see(page, '[data-testid=group-mark]');
+    t.match(
+      await page.locator('#group-mark-table').textContent(),
+      /before the upgrade.*applications/,
+    );
+    await page.locator('[data-testid=group-mark] button').click();
+    await see(page, '#group-at-mark');
+    await picture(opened, '60-group');
+
+    mock.groupFails = 'shop';
+    await press(page, '#group-failover-button');
+    await see(page, '#group-failover-dialog');
+    t.match(await page.locator('#group-target').textContent(), /the mark “before the upgrade”/);
+    await page.locator('#confirm-input').fill('orders and shop');
+    await press(page, '#confirm-submit');
+    const state = (name: string) => see(page, `#group-run-state[data-state=${name}]`, LIMIT_MS);
+    await state('stopped');
+    t.match(await page.locator('#group-run-reason').textContent(), /Undo all, or try again/);
+    t.match(
+      await page.locator('[id="group-run-member-shop-replica"]').textContent(),
+      /gave no proof of having booted/,
+    );
+    await picture(opened, '61-group-stopped');
+    mock.groupFails = null;
+    await press(page, '#group-resume');
+    await state('completed');
+    await picture(opened, '62-group-failed-over');
+    await press(page, '#group-undo');
+    await page.locator('#confirm-input').fill('orders and shop');
+    await press(page, '#confirm-submit');
+    await state('undone');
+    t.equal(await page.locator('#group-undo').count(), 0);
+    await press(page, '#nav-groups');
+    t.match(await page.locator('#group-table').textContent(), /Undone/);
+    t.same(mock.violations, []);
+  },
+);
+
 t.test('a viewer sees everything and can change nothing', async (t) => {
   const { mock, opened } = await start(t, { width: 420 });
   const { page } = opened;

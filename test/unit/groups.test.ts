@@ -231,6 +231,7 @@ class World {
       })),
       evenIfAlive: false,
       powerOff: true,
+      isolateOnReturn: false,
       test: this.kind === 'test' ? { keepMinutes: 0, verdict: null, endsAt: null } : null,
       startedAt: AT,
       endedAt: null,

@@ -9,6 +9,16 @@ import {
   percentOf,
 } from '../../appliance/web/src/format.ts';
 import {
+  apartWords,
+  describeMember,
+  describeRun,
+  groupTimeline,
+  inOrder,
+  markAt,
+  runOf,
+  waitWords,
+} from '../../appliance/web/src/groups/words.ts';
+import {
   checkpointBefore,
   chosenMoment,
   chosenPoint,
@@ -263,4 +273,54 @@ t.test('a guest path on the page: bytes stay bytes, names are for people', async
     nbdUri('2001:db8::1', 10809, 'vda'),
     'nbds://[2001:db8::1]:10809/vda?tls-certificates=understudy-nbd',
   );
+});
+
+t.test('groups: states, what a mark is, and which failover is shown', async (t) => {
+  const error = { code: 'UND_X', message: 'it failed', hint: '' };
+  const run = (patch: object) =>
+    ({ kind: 'unplanned', test: null, groupId: 'g', startedAt: '1', ...patch }) as never;
+  t.match(describeRun(run({ state: { name: 'stopped', error } })), {
+    tone: 'attention',
+    reason: 'it failed',
+  });
+  const verdict = { passed: false, words: 'db gave no proof', at: '' };
+  const test = { keepMinutes: 0, endsAt: null, verdict };
+  t.match(describeRun(run({ kind: 'test', test, state: { name: 'undone' } })), {
+    label: 'Failed',
+    reason: 'db gave no proof',
+  });
+  t.match(describeRun(run({ kind: 'unplanned', state: { name: 'undone' } })), { label: 'Undone' });
+  t.match(describeMember({ state: { name: 'refused', error } } as never), { tone: 'bad' });
+  t.equal(apartWords(null), 'not known: the clock of a member was never compared');
+  t.equal(apartWords(25.2), 'at most 26 ms', 'never less than it is');
+  t.equal(
+    waitWords({ for: 'delay', seconds: 90 }),
+    '1 min 30 s after the last before was powered on',
+  );
+  t.same(inOrder([{ priority: 2 }, { priority: 1 }]), [{ priority: 1 }, { priority: 2 }]);
+  const mark = { markId: 'm', at: '2026-01-01T00:00:01.500Z', name: 'n', quiesced: true };
+  const points = {
+    stretches: [{ fromAt: '2026-01-01T00:00:00.000Z', toAt: '2026-01-01T00:00:09.000Z' }],
+    newestAt: '2026-01-01T00:00:09.000Z',
+    marks: [
+      { ...mark, recoverable: true },
+      { ...mark, markId: 'gone', recoverable: false },
+    ],
+  } as never;
+  t.match(markAt(points, Date.parse(mark.at)), { markId: 'm' });
+  t.equal(markAt(points, Date.parse(mark.at) + 1), null);
+  t.match(groupTimeline(points), {
+    stretches: [{ toSeq: 0 }],
+    gaps: [],
+    marks: [{ pointId: 'm' }],
+  });
+  t.equal(groupTimeline(points).marks.length, 1);
+  const older = run({ runId: 'a', startedAt: '1' });
+  const newer = run({ runId: 'b', startedAt: '2' });
+  const runs = new Map([
+    ['a', older],
+    ['b', newer],
+  ]);
+  t.equal(runOf({ groupId: 'g', runId: null } as never, runs), newer);
+  t.equal(runOf({ groupId: 'g', runId: 'a' } as never, runs), older, 'the one that is not over');
 });

@@ -6,6 +6,10 @@ import { SettingsPage } from './admin/settings.tsx';
 import { UsersPage } from './admin/users.tsx';
 import { FailoverPage } from './failovers/failover.tsx';
 import { FailoversPage } from './failovers/failovers.tsx';
+import { GroupEditPage } from './groups/edit.tsx';
+import { GroupPage } from './groups/group.tsx';
+import { GroupsPage } from './groups/groups.tsx';
+import { GroupRunPage } from './groups/run.tsx';
 import { HostPage } from './host/host.tsx';
 import { JobPage } from './jobs/job.tsx';
 import { JobsPage } from './jobs/jobs.tsx';
@@ -67,6 +71,11 @@ export function App() {
             <Route path="failovers" element={<FailoversPage />} />
             <Route path="failovers/:failoverId" element={<FailoverPage />} />
             <Route path="mounts/:mountId" element={<MountPage />} />
+            <Route path="groups" element={<GroupsPage />} />
+            <Route path="groups/new" element={<GroupEditPage />} />
+            <Route path="groups/:groupId" element={<GroupPage />} />
+            <Route path="groups/:groupId/edit" element={<GroupEditPage />} />
+            <Route path="group-runs/:runId" element={<GroupRunPage />} />
             <Route path="host" element={<HostPage />} />
             <Route path="certificates" element={<CertificatesPage />} />
             <Route path="users" element={<UsersPage />} />

@@ -12,6 +12,13 @@ import type {
   Failover,
   FailoverRequest,
   FileListing,
+  Group,
+  GroupFailoverRequest,
+  GroupMark,
+  GroupMarkRequest,
+  GroupPoints,
+  GroupRequest,
+  GroupRunView,
   HostView,
   Job,
   JobPoints,
@@ -227,6 +234,23 @@ export const api = {
     post<Failover>(`/api/failovers/${id(failoverId)}/commit`, { confirm }),
   screenshotUrl: (failoverId: string, version: string) =>
     `/api/failovers/${id(failoverId)}/screenshot?v=${id(version)}`,
+
+  groups: () => call<Group[]>('/api/groups'),
+  createGroup: (request: GroupRequest) => post<Group>('/api/groups', request),
+  changeGroup: (groupId: string, request: GroupRequest) =>
+    call<Group>(`/api/groups/${id(groupId)}`, { method: 'PATCH', body: request }),
+  removeGroup: (groupId: string) => call<void>(`/api/groups/${id(groupId)}`, { method: 'DELETE' }),
+  groupPoints: (groupId: string) => call<GroupPoints>(`/api/groups/${id(groupId)}/points`),
+  markGroup: (groupId: string, request: GroupMarkRequest) =>
+    post<GroupMark>(`/api/groups/${id(groupId)}/marks`, request, HOOKS_LIMIT_MS),
+  failOverGroup: (groupId: string, request: GroupFailoverRequest) =>
+    post<GroupRunView>(`/api/groups/${id(groupId)}/failover`, request),
+  groupRuns: () => call<GroupRunView[]>('/api/group-runs'),
+  undoGroup: (runId: string, confirm: string) =>
+    post<GroupRunView>(`/api/group-runs/${id(runId)}/undo`, { confirm }),
+  commitGroup: (runId: string, confirm: string) =>
+    post<GroupRunView>(`/api/group-runs/${id(runId)}/commit`, { confirm }),
+  resumeGroup: (runId: string) => post<GroupRunView>(`/api/group-runs/${id(runId)}/resume`),
 
   audit: (limit: number) => call<AuditEntry[]>(`/api/audit?limit=${limit}`),
   backup: async (passphrase: string): Promise<Blob> =>

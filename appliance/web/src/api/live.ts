@@ -6,7 +6,15 @@
  * read once after every (re)connection, and only what the stream has not spoken of since is taken from them.
  */
 import { useSyncExternalStore } from 'react';
-import type { ApiError, Failover, Job, ServerEvent, Source } from '../../../api/schema.ts';
+import type {
+  ApiError,
+  Failover,
+  Group,
+  GroupRunView,
+  Job,
+  ServerEvent,
+  Source,
+} from '../../../api/schema.ts';
 import { ApiFailure, api, applianceNow, asApiError } from './client.ts';
 
 export type Link =
@@ -39,6 +47,8 @@ export interface LiveState {
   failovers: ReadonlyMap<string, Failover>;
   /** Recovery points that are or were open for reading. */
   mounts: ReadonlyMap<string, Failover>;
+  groups: ReadonlyMap<string, Group>;
+  groupRuns: ReadonlyMap<string, GroupRunView>;
   notices: readonly Notice[];
 }
 
@@ -57,6 +67,8 @@ const EMPTY: LiveState = {
   jobs: new Map(),
   failovers: new Map(),
   mounts: new Map(),
+  groups: new Map(),
+  groupRuns: new Map(),
   notices: [],
 };
 
@@ -130,6 +142,18 @@ function take(event: ServerEvent): void {
         update({ [kept]: withEntry(state[kept], failover.failoverId, failover) });
       }
       return;
+    case 'group':
+      spoken.add(`group ${event.group.groupId}`);
+      update({ groups: withEntry(state.groups, event.group.groupId, event.group) });
+      return;
+    case 'group-removed':
+      spoken.add(`group ${event.groupId}`);
+      update({ groups: without(state.groups, event.groupId) });
+      return;
+    case 'group-run':
+      spoken.add(`group-run ${event.run.runId}`);
+      update({ groupRuns: withEntry(state.groupRuns, event.run.runId, event.run) });
+      return;
     case 'notice':
       update({
         notices: [
@@ -160,11 +184,13 @@ function reconcile<T>(
 }
 
 async function readLists(of: EventSource): Promise<void> {
-  const [sources, jobs, failovers, mounts, system] = await Promise.all([
+  const [sources, jobs, failovers, mounts, groups, runs, system] = await Promise.all([
     api.sources(),
     api.jobs(),
     api.failovers(),
     api.mounts(),
+    api.groups(),
+    api.groupRuns(),
     api.system(),
   ]);
   if (of !== stream) return;
@@ -174,6 +200,8 @@ async function readLists(of: EventSource): Promise<void> {
     jobs: reconcile('job', state.jobs, jobs, (job) => job.jobId),
     failovers: reconcile('failover', state.failovers, failovers, (one) => one.failoverId),
     mounts: reconcile('failover', state.mounts, mounts, (one) => one.failoverId),
+    groups: reconcile('group', state.groups, groups, (group) => group.groupId),
+    groupRuns: reconcile('group-run', state.groupRuns, runs, (run) => run.runId),
     synced: true,
     upgraded: system.version !== versionAtLoad,
     link: { name: 'live' },
@@ -224,6 +252,9 @@ function open(): void {
     'job',
     'job-removed',
     'failover',
+    'group',
+    'group-removed',
+    'group-run',
     'notice',
   ] satisfies ServerEvent['type'][]) {
     opened.addEventListener(type, hear);
@@ -291,6 +322,11 @@ export const learn = {
     if (!state.jobs.has(job.jobId)) learn.job(job);
   },
   failover: (failover: Failover) => take({ type: 'failover', failover }),
+  group: (group: Group) => take({ type: 'group', group }),
+  groupRemoved: (groupId: string) => take({ type: 'group-removed', groupId }),
+  newGroupRun: (run: GroupRunView) => {
+    if (!state.groupRuns.has(run.runId)) take({ type: 'group-run', run });
+  },
   newFailover: (failover: Failover) => {
     if (!state.failovers.has(failover.failoverId)) learn.failover(failover);
   },

@@ -4,6 +4,12 @@
  */
 import type { JobPoints, PointGap } from '../../../api/schema.ts';
 
+/** What of a history is drawn; of a group it is what all members have in common. */
+export type TimelinePoints = Pick<
+  JobPoints,
+  'stretches' | 'gaps' | 'marks' | 'labels' | 'newestAt'
+>;
+
 export interface Range {
   fromMs: number;
   toMs: number;
@@ -50,7 +56,7 @@ export const GAP_WORDS: Record<PointGap['kind'], string> = {
 };
 
 /** From the oldest moment that is known to the newest, or to now while a gap goes on; null before there is anything. */
-export function wholeRange(points: JobPoints, nowMs: number): Range | null {
+export function wholeRange(points: TimelinePoints, nowMs: number): Range | null {
   const starts = [...points.stretches, ...points.gaps].map(({ fromAt }) => ms(fromAt));
   if (starts.length === 0) return null;
   const ends = [...points.stretches, ...points.gaps].map(({ toAt }) => (toAt ? ms(toAt) : nowMs));
@@ -58,7 +64,7 @@ export function wholeRange(points: JobPoints, nowMs: number): Range | null {
   return { fromMs, toMs: Math.max(...ends, fromMs + MIN_SPAN_MS) };
 }
 
-export function timelineView(points: JobPoints, range: Range, nowMs: number): TimelineView {
+export function timelineView(points: TimelinePoints, range: Range, nowMs: number): TimelineView {
   const spanMs = range.toMs - range.fromMs;
   const part = (at: number) => Math.min(1, Math.max(0, (at - range.fromMs) / spanMs));
   const within = (fromMs: number, toMs: number) => toMs >= range.fromMs && fromMs <= range.toMs;
@@ -125,7 +131,7 @@ function axisOf({ fromMs, toMs }: Range): number[] {
 
 /** What a moment is: in a stretch, in a gap (which), or outside what is known. */
 export function momentOf(
-  points: JobPoints,
+  points: TimelinePoints,
   atMs: number,
   nowMs: number,
 ):

@@ -1,9 +1,16 @@
 /** The timeline: what can be recovered of a job's history, drawn by hand as the charts are. */
 import { Button, Flex, ToggleGroup, ToggleGroupItem } from '@patternfly/react-core';
 import { type KeyboardEvent, type PointerEvent, useEffect, useRef, useState } from 'react';
-import type { JobPoints } from '../../../api/schema.ts';
 import { formatAbsolute, formatClock, formatDuration } from '../format.ts';
-import { GAP_WORDS, momentOf, moved, type Range, timelineView, zoomed } from './timeline-view.ts';
+import {
+  GAP_WORDS,
+  momentOf,
+  moved,
+  type Range,
+  type TimelinePoints,
+  timelineView,
+  zoomed,
+} from './timeline-view.ts';
 
 const HEIGHT = 104;
 const BAR_TOP = 30;
@@ -26,12 +33,14 @@ const axisText = (atMs: number, spanMs: number): string => {
 };
 
 export function Timeline(props: {
-  points: JobPoints;
+  points: TimelinePoints;
   whole: Range;
   nowMs: number;
   /** The moment under the cursor; null: the newest point. */
   cursorMs: number | null;
   setCursor: (atMs: number) => void;
+  /** What a moment is that lies in no stretch and no gap. */
+  outside?: string;
 }) {
   const { points, whole, nowMs, setCursor } = props;
   const holder = useRef<HTMLDivElement>(null);
@@ -137,7 +146,7 @@ export function Timeline(props: {
       ? 'can be recovered'
       : moment.name === 'gap'
         ? `cannot be recovered: ${GAP_WORDS[moment.kind].toLowerCase()}, ${moment.reason}`
-        : 'not in the history';
+        : (props.outside ?? 'not in the history');
 
   return (
     <div className="und-timeline" ref={holder}>

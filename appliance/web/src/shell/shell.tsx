@@ -40,6 +40,7 @@ const WORK: Place[] = [
   { to: '/', label: 'Overview', id: 'nav-overview' },
   { to: '/sources', label: 'Source servers', id: 'nav-sources' },
   { to: '/jobs', label: 'Protection jobs', id: 'nav-jobs' },
+  { to: '/groups', label: 'Groups', id: 'nav-groups' },
   { to: '/failovers', label: 'Failovers', id: 'nav-failovers' },
   { to: '/host', label: 'Target host', id: 'nav-host' },
 ];
