@@ -470,18 +470,22 @@ t.test(
 
 // Red when only opening the disks looks for other users of them.
 t.test('a VM that somebody starts on a replica disk stops the job until it is gone', async (t) => {
-  const [disk] = (await job()).disks;
-  const path = disk!.replicaPath!;
-  const spec = {
-    name: 'by-hand',
-    disks: [{ disk: { pool: 'default', name: basename(path), path } }],
+  // A checkpoint may still be under way: which image replication writes can change until then.
+  const replica = async () => {
+    const path = (await job()).disks[0]!.replicaPath!;
+    return { pool: 'default', name: basename(path), path };
   };
+  const spec = { name: 'by-hand', disks: [{ disk: await replica() }] };
   lab.host.vms.set('by-hand', { spec: spec as never, running: false });
   await new Promise((resolve) => setTimeout(resolve, 300));
   t.equal((await stateOf()).name, 'protected', 'one that is off does no harm');
 
   lab.host.vms.get('by-hand')!.running = true;
-  await until('the job to stop', async () => (await stateOf()).name === 'error');
+  await until('the job to stop', async () => {
+    spec.disks[0]!.disk = await replica();
+    return (await stateOf()).name === 'error';
+  });
+  const { path } = await replica();
   t.match(await stateOf(), { error: { code: 'UND_JOB_DISK_USED', message: /by-hand runs on/ } });
   const before = await readFile(path);
   await web1.kernel.write(0, 2 * MIB, Buffer.alloc(MIB, 't'));
