@@ -163,8 +163,8 @@ function Shown({ run }: { run: GroupRunView }) {
         <Table aria-label="Members" id="group-run-members">
           <Thead>
             <Tr>
-              <Th>Priority</Th>
-              <Th>Source</Th>
+              <Th modifier="fitContent">Priority</Th>
+              <Th width={20}>Source</Th>
               <Th>State</Th>
               <Th width={30}>Progress</Th>
             </Tr>
