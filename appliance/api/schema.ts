@@ -789,7 +789,9 @@ export const FailoverState = Type.Union([
 ]);
 export type FailoverState = Static<typeof FailoverState>;
 export const GuestVolume = Type.Object({
-  volumeId: Type.String({ description: 'the name on the source: vda1, or vdb for a whole disk' }),
+  volumeId: Type.String({
+    description: 'the name on the source: vda1, vdb for a whole disk, or group/volume of LVM',
+  }),
   disk: Type.String(),
   sizeBytes: Type.Number(),
   content: Type.String({ description: 'ext4, xfs, vfat, swap, lvm, …' }),

@@ -41,7 +41,7 @@ const VOLUMES = [
   volume('vda2', 'ext4', 7.7 * GIB, { label: 'root', mountPoint: '/' }),
   volume('vdb', 'lvm', 20 * GIB, {
     browsable: false,
-    note: 'a volume group, which is not activated here',
+    note: 'a part of a volume group',
   }),
 ];
 

@@ -32,6 +32,7 @@ import { NBD_LEASH } from '../../appliance/recovery/browse/nbd-export.ts';
 import { createPointServer } from '../../appliance/recovery/browse/point-server.ts';
 import { isolated } from '../../appliance/recovery/prepare-guest/isolation.ts';
 import { loopsOf } from '../../appliance/recovery/prepare-guest/loops.ts';
+import { lvmGroup } from '../lvm-group.ts';
 
 const WORKER = join(import.meta.dirname, '../../appliance/recovery/browse/worker-main.ts');
 const MIB = 1024 * 1024;
@@ -401,6 +402,46 @@ function listsExports(port: number, pair: KeyPair | null): Promise<boolean> {
     });
   });
 }
+
+t.test('a file system on a logical volume', async (t) => {
+  const pvs = lvmGroup().map((head, index) => {
+    const file = empty(`pv${index}`, 64 * MIB);
+    const fd = openSync(file, 'r+');
+    writeSync(fd, head, 0, head.length, 0);
+    closeSync(fd);
+    return file;
+  });
+  const fs = empty('srv-data', 8 * MIB);
+  const tree = join(work, 'srv-data.tree');
+  mkdirSync(join(tree, 'etc'), { recursive: true });
+  writeFileSync(
+    join(tree, 'etc/fstab'),
+    '/dev/mapper/demo--vg-srv--data /srv/data ext4 defaults 0 2\n',
+  );
+  sh('mke2fs', '-q', '-t', 'ext4', '-d', tree, fs);
+  // Extents 4 and 5 of the first disk.
+  place(pvs[0]!, fs, 17 * MIB);
+  const disks = pvs.map(attach);
+  t.teardown(() => points.close('lvm', disks));
+  const { volumes, browser } = await open('lvm', disks);
+  t.same(
+    volumes.map(({ volumeId, content, mountPoint, browsable }) =>
+      [volumeId, content, mountPoint, browsable].join(' '),
+    ),
+    [
+      'vda lvm  false',
+      'vdb lvm  false',
+      'demo-vg/srv-data ext4 /srv/data true',
+      'demo-vg/log unknown  false',
+      'demo-vg/root lvm  false',
+      'demo-vg/striped lvm  false',
+    ],
+  );
+  t.match(volumes.at(-2), { note: 'a logical volume in several pieces' });
+  t.match((await browser.stat('demo-vg/srv-data', '/etc/fstab')).sizeBytes, 59);
+  await points.close('lvm', disks);
+  for (const loop of disks) release(loop);
+});
 
 // Red without verify-peer, and with a disk that is exported writable.
 t.test(

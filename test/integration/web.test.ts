@@ -289,7 +289,7 @@ t.test('a recovery point is looked into: folders, a download, the export over NB
   await see(page, '#mount[data-state=completed]');
   const volumes = page.locator('[data-testid=volume]');
   t.equal(await volumes.count(), 3);
-  t.match(await volumes.nth(2).textContent(), /a volume group, which is not activated here/);
+  t.match(await volumes.nth(2).textContent(), /a part of a volume group/);
   // The root file system is shown at once.
   const folder = async (path: string) => {
     await see(page, `#folder[data-path="${path}"]`);

@@ -14,7 +14,7 @@ const Whole = (fallback: number, maximum: number) =>
     description: `${maximum} at most`,
   });
 const FileQuery = Type.Object({
-  volume: Type.String({ minLength: 1, maxLength: 64 }),
+  volume: Type.String({ minLength: 1, maxLength: 260 }),
   path: GuestPath,
 });
 const FolderQuery = Type.Object({

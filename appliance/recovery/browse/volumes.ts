@@ -5,13 +5,15 @@
  */
 import { mkdirSync, readFileSync } from 'node:fs';
 import type { GuestVolume } from '../../api/schema.ts';
-import { openReader, window } from '../prepare-guest/bytes.ts';
+import { type ByteReader, openReader, window } from '../prepare-guest/bytes.ts';
 import { findDevice, type GuestPartition } from '../prepare-guest/devices.ts';
 import { findPartitions } from '../prepare-guest/find-partitions.ts';
 import { run, WORK } from '../prepare-guest/isolation.ts';
+import { identify } from '../prepare-guest/superblock.ts';
 import type { PrepareDisk } from '../types.ts';
 import { externalJournal } from './external-journal.ts';
 import { GuestFiles } from './guest-files.ts';
+import { readVolumeGroup, type VolumeGroup } from './lvm.ts';
 
 const MOUNTABLE: Record<string, 'ext4' | 'xfs' | 'vfat'> = {
   ext2: 'ext4',
@@ -22,7 +24,7 @@ const MOUNTABLE: Record<string, 'ext4' | 'xfs' | 'vfat'> = {
 };
 const REASONS: Record<string, string> = {
   swap: 'swap space',
-  lvm: 'a volume group, which is not activated here',
+  lvm: 'a part of a volume group',
   md: 'a member of a RAID array, which is not assembled here',
   luks: 'encrypted',
   btrfs: 'btrfs: two copies of one in the same kernel would be mixed up',
@@ -37,12 +39,14 @@ export interface MountedVolumes {
   files: Map<string, GuestFiles>;
 }
 
-export function mountVolumes(
-  disks: readonly (PrepareDisk & { sizeBytes: number })[],
-): MountedVolumes {
+type Disks = readonly (PrepareDisk & { sizeBytes: number })[];
+
+export function mountVolumes(disks: Disks): MountedVolumes {
   const partitions = findPartitions(disks);
+  const logical = findLogical(disks, partitions);
   const files = new Map<string, GuestFiles>();
-  const volumes = partitions.map((part, index): GuestVolume => {
+  const parts = [...partitions, ...logical.parts];
+  const volumes = parts.map((part, index): GuestVolume => {
     const { sourceName, content, partition } = part;
     const shared = {
       volumeId: sourceName,
@@ -59,28 +63,86 @@ export function mountVolumes(
     }
     const root = `${WORK}/${index}`;
     mkdirSync(root);
-    const { mounted, note } = mount(disks[part.disk]?.devicePath ?? '', part, type, root);
+    const { mounted, note } = mount(disks, part, type, root);
     if (mounted) files.set(sourceName, new GuestFiles(root, sourceName));
     return { ...shared, browsable: mounted, note };
   });
-  return { volumes: withMountPoints(volumes, partitions, files), files };
+  return { volumes: withMountPoints([...volumes, ...logical.closed], parts, files), files };
+}
+
+/** Logical volumes as parts of the disks, named `group/volume`; those that are not in one piece with the reason. */
+function findLogical(
+  disks: Disks,
+  partitions: readonly GuestPartition[],
+): { parts: GuestPartition[]; closed: GuestVolume[] } {
+  const groups = new Map<string, VolumeGroup>();
+  const pvs = new Map<string, GuestPartition>();
+  for (const pv of partitions.filter(({ content }) => content.type === 'lvm')) {
+    const group = within(disks, pv, readVolumeGroup);
+    if (!group) continue;
+    pvs.set(group.pvId, pv);
+    // One that missed a change, because its disk was away, is older.
+    if ((groups.get(group.id)?.seqno ?? -1) < group.seqno) groups.set(group.id, group);
+  }
+  const parts: GuestPartition[] = [];
+  const closed: GuestVolume[] = [];
+  for (const { name, volumes } of groups.values()) {
+    for (const volume of volumes) {
+      const sourceName = `${name}/${volume.name}`;
+      const { place } = volume;
+      const pv = 'pvId' in place ? pvs.get(place.pvId) : undefined;
+      if ('pvId' in place && pv && place.offsetBytes + place.sizeBytes <= pv.partition.sizeBytes) {
+        const partition: GuestPartition['partition'] = {
+          number: 0,
+          startBytes: pv.partition.startBytes + place.offsetBytes,
+          sizeBytes: place.sizeBytes,
+          partUuid: null,
+          type: '',
+        };
+        const part = { sourceName, disk: pv.disk, partition };
+        parts.push({ ...part, content: within(disks, part, identify) });
+        continue;
+      }
+      closed.push({
+        volumeId: sourceName,
+        disk: name,
+        sizeBytes: 'sizeBytes' in place ? place.sizeBytes : 0,
+        content: 'lvm',
+        label: null,
+        uuid: null,
+        mountPoint: null,
+        browsable: false,
+        note: 'reason' in place ? place.reason : 'a logical volume on a disk that is not there',
+      });
+    }
+  }
+  return { parts, closed };
+}
+
+function within<T>(
+  disks: Disks,
+  part: Pick<GuestPartition, 'disk' | 'partition'>,
+  look: (reader: ByteReader) => T,
+): T {
+  const reader = openReader(disks[part.disk]?.devicePath ?? '');
+  try {
+    return look(window(reader, part.partition.startBytes, part.partition.sizeBytes));
+  } finally {
+    reader.close();
+  }
 }
 
 function mount(
-  device: string,
+  disks: Disks,
   part: GuestPartition,
   type: 'ext4' | 'xfs' | 'vfat',
   root: string,
 ): { mounted: boolean; note: string | null } {
   const { startBytes, sizeBytes } = part.partition;
+  const device = disks[part.disk]?.devicePath ?? '';
   if (type === 'ext4') {
-    const reader = openReader(device);
-    try {
-      const elsewhere = externalJournal(window(reader, startBytes, sizeBytes));
-      if (elsewhere) return { mounted: false, note: elsewhere };
-    } finally {
-      reader.close();
-    }
+    const elsewhere = within(disks, part, externalJournal);
+    if (elsewhere) return { mounted: false, note: elsewhere };
   }
   const made = run('losetup', [
     '--find',
@@ -124,7 +186,7 @@ function withMountPoints(
   const points = new Map<string, string>();
   for (const one of files.values()) {
     for (const [device, point] of fstabOf(one)) {
-      const part = findDevice(device, partitions);
+      const part = findDevice(device, partitions) ?? findMapped(device, partitions);
       if (part && !points.has(part.sourceName)) points.set(part.sourceName, point);
     }
   }
@@ -132,6 +194,17 @@ function withMountPoints(
     ...volume,
     mountPoint: points.get(volume.volumeId) ?? null,
   }));
+}
+
+/** `/dev/group/volume` and `/dev/mapper/group-volume`, in which a dash of a name is written twice. */
+function findMapped(
+  device: string,
+  partitions: readonly GuestPartition[],
+): GuestPartition | undefined {
+  return partitions.find(({ sourceName }) => {
+    const mapped = sourceName.replaceAll('-', '--').replace('/', '-');
+    return device === `/dev/${sourceName}` || device === `/dev/mapper/${mapped}`;
+  });
 }
 
 function fstabOf(files: GuestFiles): [string, string][] {
