@@ -3,7 +3,9 @@
  * that was dirty when it began, and that is everything that was missed: order is held again by then, so what is marked
  * later (failed and overlapping writes) is in the stream and is only read again for certainty, by reread.ts.
  *
- * The rule of touched.ts holds: the caller's tracker was begun before, and what it has seen is cut.
+ * The rule of touched.ts holds, with a tracker for each take, begun when every record of before the take is numbered: a
+ * write that failed, or overlapped another one in flight, marked its blocks because its record is not what the disk
+ * holds, so that record must not cut them.
  */
 import type { FrameExtent } from '../../protocol/frame.ts';
 import type { BlockReader, Extent } from '../capture/capture.ts';
@@ -20,6 +22,10 @@ const FRAME_BYTES = 1024 * 1024;
 
 export interface DrainHost {
   takeDirty(disk: number, maxBytes: number, fromBytes: number): Promise<Extent[]>;
+  /** Resolves when every record that was in the ring at the call is sequenced. */
+  overtaken(): Promise<void>;
+  /** Every captured write of the disk that is sequenced from now on is remembered in the returned tracker. */
+  track(disk: number): { touched: Touched; stop(): void };
   /** Sorted spans that stay out of the stream altogether: active swap. */
   leftOut(): readonly Span[];
   /** Every write issued before has completed when it resolves. */
@@ -70,7 +76,6 @@ export async function drainDirty(
   host: DrainHost,
   disk: number,
   reader: BlockReader,
-  touched: Touched,
   taken: Extent[],
   signal: AbortSignal,
 ): Promise<void> {
@@ -81,40 +86,69 @@ export async function drainDirty(
     const extents = await host.takeDirty(disk, TAKE_BYTES, fromBytes);
     if (extents.length === 0) return;
     taken.push(...extents);
-    // A block may have been marked by a write that has not landed.
-    await host.barrier();
-    const leftOut = host.leftOut();
-    const reads = planReads(extents.flatMap((extent) => subtractSpans(extent, leftOut)));
-    const ahead: Array<Promise<{ data: Buffer; zero: boolean }>> = [];
-    let read: Array<{ parts: Span[]; offsetBytes: number; data: Buffer }> = [];
-    let readBytes = 0;
-    for (const [at, { offsetBytes, parts }] of reads.entries()) {
-      for (let next = at + ahead.length; ahead.length < READ_AHEAD && next < reads.length; next++) {
-        const one = reader.read(reads[next]!.offsetBytes, reads[next]!.lengthBytes);
-        one.catch(() => {});
-        ahead.push(one);
-      }
-      const { data } = await ahead.shift()!;
-      host.read(data.length);
-      read.push({ parts, offsetBytes, data });
-      readBytes += data.length;
-      if (readBytes < FRAME_BYTES && at + 1 < reads.length) continue;
-      await host.room();
-      signal.throwIfAborted();
-      // From here to emit nothing is awaited: what is sent is cut by all that is numbered before it.
-      const frame: FrameExtent[] = [];
-      for (const { parts, offsetBytes, data } of read) {
-        for (const part of parts) {
-          drainedBytes += part.lengthBytes;
-          const spans = touched.untouched(part.offsetBytes, part.lengthBytes);
-          frame.push(...chunkExtents(disk, 'drain', offsetBytes, data, spans));
-        }
-      }
-      host.emit(drainedBytes, frame);
-      read = [];
-      readBytes = 0;
+    await host.overtaken();
+    const tracker = host.track(disk);
+    try {
+      drainedBytes = await drainTaken(
+        host,
+        disk,
+        reader,
+        tracker.touched,
+        extents,
+        drainedBytes,
+        signal,
+      );
+    } finally {
+      tracker.stop();
     }
     const last = extents.at(-1)!;
     fromBytes = last.offsetBytes + last.lengthBytes;
   }
+}
+
+/** @returns drainedBytes with those of the extents */
+async function drainTaken(
+  host: DrainHost,
+  disk: number,
+  reader: BlockReader,
+  touched: Touched,
+  extents: readonly Extent[],
+  before: number,
+  signal: AbortSignal,
+): Promise<number> {
+  let drainedBytes = before;
+  // A block may have been marked by a write that has not landed.
+  await host.barrier();
+  const leftOut = host.leftOut();
+  const reads = planReads(extents.flatMap((extent) => subtractSpans(extent, leftOut)));
+  const ahead: Array<Promise<{ data: Buffer; zero: boolean }>> = [];
+  let read: Array<{ parts: Span[]; offsetBytes: number; data: Buffer }> = [];
+  let readBytes = 0;
+  for (const [at, { offsetBytes, parts }] of reads.entries()) {
+    for (let next = at + ahead.length; ahead.length < READ_AHEAD && next < reads.length; next++) {
+      const one = reader.read(reads[next]!.offsetBytes, reads[next]!.lengthBytes);
+      one.catch(() => {});
+      ahead.push(one);
+    }
+    const { data } = await ahead.shift()!;
+    host.read(data.length);
+    read.push({ parts, offsetBytes, data });
+    readBytes += data.length;
+    if (readBytes < FRAME_BYTES && at + 1 < reads.length) continue;
+    await host.room();
+    signal.throwIfAborted();
+    // From here to emit nothing is awaited: what is sent is cut by all that is numbered before it.
+    const frame: FrameExtent[] = [];
+    for (const { parts, offsetBytes, data } of read) {
+      for (const part of parts) {
+        drainedBytes += part.lengthBytes;
+        const spans = touched.untouched(part.offsetBytes, part.lengthBytes);
+        frame.push(...chunkExtents(disk, 'drain', offsetBytes, data, spans));
+      }
+    }
+    host.emit(drainedBytes, frame);
+    read = [];
+    readBytes = 0;
+  }
+  return drainedBytes;
 }

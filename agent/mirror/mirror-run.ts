@@ -74,11 +74,12 @@ export async function runMirror(
   signal: AbortSignal,
 ): Promise<void> {
   const { disk } = ask;
-  const tracker = host.track(disk);
+  let tracker: ReturnType<MirrorHost['track']> | undefined;
   let reader: BlockReader | undefined;
   const taken: Extent[] = [];
   try {
     if (ask.kind === 'difference') await takeAhead(host, ask, taken);
+    tracker = host.track(disk);
     await host.markStart(ask);
     await host.barrier();
     signal.throwIfAborted();
@@ -92,6 +93,8 @@ export async function runMirror(
       {
         takeDirty: (index, maxBytes, fromBytes) => host.takeDirty(index, maxBytes, fromBytes),
         leftOut: () => host.leftOut(disk),
+        overtaken: () => host.overtaken(),
+        track: (index) => host.track(index),
         barrier: () => host.barrier(),
         room: () => host.room(),
         read: (bytes) => host.read(bytes),
@@ -103,7 +106,6 @@ export async function runMirror(
       },
       disk,
       reader,
-      tracker.touched,
       taken,
       signal,
     );
@@ -113,7 +115,7 @@ export async function runMirror(
     await host.clearDirty(disk, taken);
     taken.length = 0;
   } finally {
-    tracker.stop();
+    tracker?.stop();
     if (taken.length > 0) await host.markDirty(disk, taken).catch(() => {});
     await reader?.close();
   }
@@ -130,6 +132,8 @@ async function takeAhead(host: MirrorHost, ask: MirrorAsk, taken: Extent[]): Pro
   taken.push(...dirty.filter(inRun));
   const rest = dirty.filter((extent) => !inRun(extent));
   if (rest.length > 0) await host.markDirty(ask.disk, rest);
+  // As in a drain: the records of the writes that marked them are not to cut them.
+  if (taken.length > 0) await host.overtaken();
 }
 
 /** What is to be sent of the blocks up to `endBytes`. */

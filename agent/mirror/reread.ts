@@ -22,11 +22,14 @@ export async function runReread(
   const reader = await host.openReader(disk);
   try {
     for (;;) {
-      const tracker = host.track(disk);
+      let tracker: ReturnType<MirrorHost['track']> | undefined;
       let taken: Extent[] = [];
       try {
         taken = await host.takeDirty(disk, TAKE_BYTES);
         if (taken.length === 0) return;
+        // The record of the very write that marked them must not cut them: it is not what the disk holds.
+        await host.overtaken();
+        tracker = host.track(disk);
         await host.barrier();
         let unacked = 0;
         for (const extent of taken) {
@@ -52,7 +55,7 @@ export async function runReread(
         await host.clearDirty(disk, taken);
         taken = [];
       } finally {
-        tracker.stop();
+        tracker?.stop();
         // Not finished: they are dirty again. The frames that were sent were right where they stand.
         if (taken.length > 0) await host.markDirty(disk, taken).catch(() => {});
       }

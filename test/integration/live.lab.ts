@@ -104,17 +104,18 @@ export class LiveLab {
   async settled(): Promise<void> {
     run('sync');
     const from = Date.now();
-    await until(
-      'the stream to be protected behind the last write',
-      () => {
-        const { phase, newestPointMs } = this.stream.state();
-        return phase.name === 'protected' && (newestPointMs ?? 0) > from + 1500;
-      },
-      60_000,
-    ).catch((error) => {
-      throw new Error(`${error.message}\n${JSON.stringify(this.stream.state())}`);
+    await this.until('the stream to be protected behind the last write', () => {
+      const { phase, newestPointMs } = this.stream.state();
+      return phase.name === 'protected' && (newestPointMs ?? 0) > from + 1500;
     });
     await this.stream.drainApply();
+  }
+
+  /** Waits, and says where the stream is if it waited in vain. */
+  async until(what: string, condition: () => unknown, limitMs = 180_000): Promise<void> {
+    await until(what, condition, limitMs).catch((error) => {
+      throw new Error(`${error.message}\n${JSON.stringify(this.stream.state())}`);
+    });
   }
 
   /**

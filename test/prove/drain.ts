@@ -108,7 +108,7 @@ async function round(context: RoundContext): Promise<RoundResult> {
   context.teardown(() => load.stop());
   live.startAgent();
   if (random(2) === 0) {
-    await until('the first mirror', () => live.stream.state().consistent, 180_000);
+    await live.until('the first mirror', () => live.stream.state().consistent);
   }
   const rate = `${2 + random(short ? 4 : 12)}m`;
   for (const { dev, sizeBytes } of live.disks) load.start(dev, sizeBytes, random(2 ** 30), rate);
@@ -139,7 +139,7 @@ async function round(context: RoundContext): Promise<RoundResult> {
     await load.stop();
     const [one] = live.disks;
     load.start(one!.dev, one!.sizeBytes, random(2 ** 30), '256k');
-    await until('order to be held under load', () => live.stream.state().consistent, 240_000);
+    await live.until('order to be held under load', () => live.stream.state().consistent);
     did.push('held under load');
   }
   await load.stop();
