@@ -14,8 +14,13 @@ const FITTING_SAMPLES = 3;
 const RELAPSE_MS = 60_000;
 /** Held for so long: as if order had never been lost. */
 const FORGIVEN_MS = 10 * 60_000;
-/** The link may have become faster than it ever was: now and then it is simply tried. */
-const TRY_ANYWAY_MS = 10 * 60_000;
+/**
+ * The link may have become faster than it was: now and then it is simply tried, after a multiple of the wait, so that it
+ * is seldom tried when that was for nothing. While order is lost next to nothing is sent, so nothing new is measured: what
+ * was measured in an outage would otherwise count long after it.
+ */
+const TRY_ANYWAY_WAITS = 40;
+const TRY_ANYWAY_MOST_MS = 10 * 60_000;
 const WAIT_FIRST_MS = 500;
 const WAIT_MOST_MS = 60_000;
 
@@ -60,7 +65,8 @@ export function mayDrain(relapses: Relapses, churn: Churn, nowMs: number): MayDr
     return { name: 'wait', reason: 'ordered capture is switched on again in a moment' };
   }
   const { linkPerSec } = churn;
-  if (linkPerSec === null || sinceMs >= TRY_ANYWAY_MS) return { name: 'go' };
+  const tryMs = Math.min(relapses.waitMs * TRY_ANYWAY_WAITS, TRY_ANYWAY_MOST_MS);
+  if (linkPerSec === null || sinceMs >= tryMs) return { name: 'go' };
   const last = churn.writtenPerSec.slice(-FITTING_SAMPLES);
   if (last.length < FITTING_SAMPLES) {
     return { name: 'wait', reason: 'the rate of writes is being measured' };

@@ -19,7 +19,7 @@ export type OrderState =
   | { name: 'lost'; reason: string; compare: CompareDisks; markSeq: number; waitsFor: string };
 
 export interface OrderHost {
-  capture: Pick<Capture, 'mode' | 'resumeOrdered' | 'status'>;
+  capture: Pick<Capture, 'resumeOrdered' | 'status'>;
   disks(): ReadonlyArray<{ index: number; sizeBytes: number }>;
   /** Put a mark into the stream; its sequence number. */
   mark(mark: Mark): number;
@@ -118,11 +118,10 @@ export class Order {
       this.#say(may.reason);
       await look(signal);
     }
-    if (host.capture.mode().mode === 'tracking') {
-      this.#say('ordered capture is being switched on again');
-      const pos = Number(await host.capture.resumeOrdered());
-      await host.until(() => host.consumedPos() >= pos, signal);
-    }
+    // Also asked when it is on already: an earlier try may have ended before its position was passed.
+    this.#say('ordered capture is being switched on again');
+    const pos = Number(await host.capture.resumeOrdered());
+    await host.until(() => host.consumedPos() >= pos, signal);
     const { mode, dirtyBytes } = await host.capture.status();
     const state = this.#state;
     signal.throwIfAborted();

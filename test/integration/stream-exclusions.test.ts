@@ -16,7 +16,7 @@ import { LiveLab } from './live.lab.ts';
 import { StreamLab, until } from './stream.lab.ts';
 
 const skip = unable();
-t.setTimeout(180_000);
+t.setTimeout(600_000);
 
 t.before(() => {
   if (!skip) run('scripts/build-capture');
@@ -90,7 +90,8 @@ class Tree {
 t.test('ext4 and XFS in use, files of an excluded folder among them', { skip }, async (t) => {
   const live = new LiveLab(t, [160, 320]);
   const [ext4, xfs] = live.disks as [(typeof live.disks)[0], (typeof live.disks)[0]];
-  await runAside('mkfs.ext4', '-q', '-F', '-b', '4096', ext4.dev);
+  // Nothing is set aside for root: the heir of a file's blocks must have no other choice.
+  await runAside('mkfs.ext4', '-q', '-F', '-b', '4096', '-m', '0', ext4.dev);
   await runAside('mkfs.xfs', '-q', '-f', xfs.dev);
   const trees = [ext4, xfs].map(({ dev }) => new Tree(live.lab.mount(dev)));
   const [onExt4, onXfs] = trees as [Tree, Tree];
@@ -109,7 +110,7 @@ t.test('ext4 and XFS in use, files of an excluded folder among them', { skip }, 
       ['tmp/later', 2],
       ['tmp/deep/seen', 2],
       ['tmp/deep/folder-moved', 2],
-      ['keep/before', 4],
+      ['keep/before', 12],
     ] as const) {
       tree.write(name, mib);
     }
@@ -118,7 +119,7 @@ t.test('ext4 and XFS in use, files of an excluded folder among them', { skip }, 
     // Two names: not left out, though one of them is excluded.
     tree.write('keep/two-names', 2);
     fs.linkSync(tree.path('keep/two-names'), tree.path('tmp/two-names'));
-    tree.write('tmp/victim', 16);
+    tree.write('tmp/victim', 12);
   }
   onXfs.write('tmp/cloned', 3);
   // An excluded folder that is seen in a kept place, and the other way round.
@@ -141,7 +142,10 @@ t.test('ext4 and XFS in use, files of an excluded folder among them', { skip }, 
   const excludedBytes = (disk: number) => live.stream.state().disks[disk]!.excluded?.bytes ?? 0;
   const mirror = (disk: number) => live.stream.state().disks[disk]!.mirror;
   for (const [disk, tree] of trees.entries()) {
-    await until('the excluded files to be mapped', () => excludedBytes(disk) > 40 * MIB, 60_000);
+    await until(
+      'the excluded files to be mapped',
+      () => excludedBytes(disk) > 36 * MIB || mirror(disk).state === 'done',
+    );
     t.equal(mirror(disk).state, 'running', 'the mirror is under way');
     fs.renameSync(tree.path('tmp/moved'), tree.path('keep/moved'));
     tree.nowKept('tmp/moved', 'keep/moved', 3);
@@ -160,28 +164,28 @@ t.test('ext4 and XFS in use, files of an excluded folder among them', { skip }, 
     run('fallocate', '-l', String(bavail * bsize - 8 * MIB), tree.path('keep/filler'));
     fs.rmSync(tree.path('tmp/victim'));
     run('sync', '-f', tree.at);
-    tree.write('keep/heir', 15);
+    tree.write('keep/heir', 11);
     run('sync', '-f', tree.at);
     const heir = physical(await files.map(tree.at, 'keep/heir'));
     t.ok(
       heir.some(({ offsetBytes }) => coversAll(victim, [{ offsetBytes, lengthBytes: 1 }])),
       'blocks changed hands',
     );
-    live.proxy.bytesPerSec = null;
-    if (disk === 0) {
-      await until('the first mirror to be done', () => mirror(0).state === 'done', 60_000);
-      live.proxy.bytesPerSec = 3 * MIB;
-    }
+    // Slow until the second mirror was disturbed as well: it follows the first one at once.
+    if (disk === 0) await until('the first mirror to be done', () => mirror(0).state === 'done');
   }
-  await until('the mirrors to be done', () => live.stream.state().consistent, 60_000);
+  live.proxy.bytesPerSec = null;
+  await live.until('the mirrors to be done', () => live.stream.state().consistent);
   for (const [disk, tree] of trees.entries()) {
     // Long after the mirror.
     const before = excludedBytes(disk);
     const pieces = (await files.map(tree.at, 'tmp/later'))!.extents;
     fs.renameSync(tree.path('tmp/later'), tree.path('keep/later'));
     tree.nowKept('tmp/later', 'keep/later', 2);
-    await until('the move to be seen', () => excludedBytes(disk) < before);
-    await until('its content to come over', () => hasPieces(live.disks[disk]!.replica, pieces));
+    await live.until('the move to be seen', () => excludedBytes(disk) < before);
+    await live.until('its content to come over', () =>
+      hasPieces(live.disks[disk]!.replica, pieces),
+    );
     t.ok(excludedBytes(disk) >= 19 * MIB, `${excludedBytes(disk)} bytes stay away`);
   }
   run('umount', onExt4.path('keep/window'));

@@ -263,12 +263,14 @@ t.test('ordered capture comes back when the writes fit the link', async (t) => {
   const fast = { ...churn, writtenPerSec: [10, 90e6, 10], linkPerSec: 100e6 };
   const held = mayDrain(first, fast, 900);
   t.match(held, { name: 'wait', reason: /writes 90.0 MB\/s.*takes 100.0 MB\/s/ });
-  t.equal(mayDrain(first, fast, 10 * 60_000).name, 'go', 'now and then it is tried');
+  t.equal(mayDrain(first, fast, 20_000).name, 'go', 'now and then it is tried');
+  t.equal(mayDrain({ ...first, waitMs: 60_000 }, fast, 599_999).name, 'wait', 'seldom, if in vain');
+  t.equal(mayDrain({ ...first, waitMs: 60_000 }, fast, 600_000).name, 'go');
   // Held, lost within a minute: a relapse waits longer and wants more room.
   const again = lost({ ...first, resumedAtMs: 1000 }, 20_000);
   t.equal(again.waitMs, 1000);
   t.equal(mayDrain(again, { ...churn, writtenPerSec: [70, 70, 70] }, 30_000).name, 'wait');
-  t.equal(mayDrain(first, { ...churn, writtenPerSec: [70, 70, 70] }, 30_000).name, 'go');
+  t.equal(mayDrain(first, { ...churn, writtenPerSec: [70, 70, 70] }, 3_000).name, 'go');
   const later = lost({ ...again, resumedAtMs: 30_000 }, 200_000);
   t.same([later.waitMs, later.margin], [500, again.margin], 'held for a while: no longer wait');
   t.same(lost({ ...again, resumedAtMs: 0 }, 11 * 60_000), lost(null, 11 * 60_000), 'forgiven');

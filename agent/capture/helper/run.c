@@ -988,7 +988,29 @@ static u64 recursion_misses(void) {
   return n;
 }
 
-static u32 inflight_count(u64 older_than_epoch, u64 *oldest_ns) {
+/*
+ * Entries of the in-flight table whose request ended without `done`: the kernel skipped the call (recursion), or the
+ * deletion failed (a bucket's lock that was not had in time). Each would keep every barrier waiting. The disk itself says
+ * that no write is under way: seen twice, a second apart, of an entry that is older than that. They stay in the table,
+ * because a deletion could hit the slot's next request; by then boot_ns is another, and they are no ghosts any more.
+ */
+#define GHOST_AGE_NS (2ull * 1000000000ull)
+#define GHOST_CONFIRM_NS 1000000000ull
+#define GHOST_LOOK_NS 10000000ull
+static struct ghost {
+  u64 key, boot_ns, seen_ns;
+  int sure;
+} ghosts[1024];
+static u32 ghost_count;
+
+static struct ghost *find_ghost(u64 key, u64 boot) {
+  for (u32 i = 0; i < ghost_count; i++)
+    if (ghosts[i].key == key && ghosts[i].boot_ns == boot) return &ghosts[i];
+  return NULL;
+}
+
+/* Writes that are older than the epoch and under way; with ~0 all of them are counted. */
+static u32 inflight_count(u64 older_than_epoch) {
   u64 key, next;
   void *prev = NULL;
   u32 n = 0;
@@ -997,8 +1019,9 @@ static u32 inflight_count(u64 older_than_epoch, u64 *oldest_ns) {
     key = next;
     prev = &key;
     if (bpf_map_lookup_elem(map_fd[M_INFLIGHT], &key, &e) || e.epoch >= older_than_epoch) continue;
+    struct ghost *g = find_ghost(key, e.boot_ns);
+    if (g && g->sure) continue;
     n++;
-    if (oldest_ns && e.boot_ns < *oldest_ns) *oldest_ns = e.boot_ns;
     if (older_than_epoch != ~0ull) break;
   }
   return n;
@@ -1043,6 +1066,8 @@ static void count_dirty(u64 now) {
   u64 late = __atomic_load_n(&cfg->late_marks, __ATOMIC_SEQ_CST);
   u32 overlaps = late_overlap_marks;
   if (now - unsettled_ns > UNSETTLED_NS && late == counted_late && overlaps == counted_overlaps) return;
+  /* The counter rises before the marks are there: counted again for a while. */
+  if (late != counted_late || overlaps != counted_overlaps) unsettled_ns = now;
   counted_late = late;
   counted_overlaps = overlaps;
   for (u32 i = 0; i < cfg->disk_count; i++) counted[cfg->disk[i].index & (CAP_MAX_DISKS - 1)] = dirty_bytes((int)i);
@@ -1064,7 +1089,7 @@ static void say_status(u64 id) {
       (unsigned long long)(prod - cons), (unsigned long long)sum.writes);
   add(&t, ",\"writtenBytes\":%llu,\"copyFailures\":%llu,\"requeues\":%llu", (unsigned long long)sum.bytes,
       (unsigned long long)cfg->copy_failures, (unsigned long long)cfg->requeues);
-  add(&t, ",\"recursionMisses\":%llu,\"inFlight\":%u", (unsigned long long)(recursion_misses() + cfg->untracked), inflight_count(~0ull, NULL));
+  add(&t, ",\"recursionMisses\":%llu,\"inFlight\":%u", (unsigned long long)(recursion_misses() + cfg->untracked), inflight_count(~0ull));
   add(&t, ",\"cpuMs\":%llu,\"rssBytes\":%llu", (unsigned long long)own_cpu_ms(), (unsigned long long)own_rss_bytes());
   per_disk(&t, "drops", cfg->disk_drops);
   per_disk(&t, "failedWrites", cfg->disk_failed);
@@ -1097,11 +1122,57 @@ static void start_barrier(u64 id, int resume) {
   barriers[barrier_count++] = (struct waiting_barrier){id, pos, epoch, boot_ns(), resume};
 }
 
+/* "READS WRITES" that the driver has; -1 if the disk does not count them. */
+static long writes_in_driver(const struct disk *d) {
+  char path[600], t[64];
+  long reads, writes;
+  if (!read_number(d->sys, "queue/iostats", 0)) return -1;
+  snprintf(path, sizeof path, "%s/inflight", d->sys);
+  if (read_text(path, t, sizeof t) <= 0 || sscanf(t, "%ld %ld", &reads, &writes) != 2) return -1;
+  return writes;
+}
+
+static void look_for_ghosts(void) {
+  static u64 looked_ns;
+  u64 now = boot_ns(), idle = 0;
+  if (now - looked_ns < GHOST_LOOK_NS) return;
+  looked_ns = now;
+  for (u32 i = 0; i < disk_count; i++)
+    if (!disks[i].gone && writes_in_driver(&disks[i]) == 0) idle |= 1ull << (disks[i].index & (CAP_MAX_DISKS - 1));
+  if (!idle) return;
+  /* Forget those whose slot was used again since. */
+  for (u32 i = 0; i < ghost_count; i++) {
+    struct cap_inflight e;
+    if (bpf_map_lookup_elem(map_fd[M_INFLIGHT], &ghosts[i].key, &e) || e.boot_ns != ghosts[i].boot_ns) ghosts[i--] = ghosts[--ghost_count];
+  }
+  u64 key, next;
+  void *prev = NULL;
+  while (bpf_map_get_next_key(map_fd[M_INFLIGHT], prev, &next) == 0) {
+    struct cap_inflight e;
+    key = next;
+    prev = &key;
+    if (bpf_map_lookup_elem(map_fd[M_INFLIGHT], &key, &e) || !(idle >> (e.disk & (CAP_MAX_DISKS - 1)) & 1) || now - e.boot_ns < GHOST_AGE_NS || e.boot_ns > now) continue;
+    struct ghost *g = find_ghost(key, e.boot_ns);
+    if (!g && ghost_count < sizeof ghosts / sizeof *ghosts) ghosts[ghost_count++] = (struct ghost){key, e.boot_ns, now, 0};
+    if (!g || g->sure || now - g->seen_ns < GHOST_CONFIRM_NS) continue;
+    /* How it ended nobody saw. A range may be of several pieces, of which the entry does not know. */
+    int at = disk_at(e.disk);
+    if (at >= 0) mark_extent(dirty_map, at, e.is_range ? 0 : e.offset, e.is_range ? cfg->disk_bytes[at] : e.len, 1);
+    __atomic_fetch_add(&late_overlap_marks, 1, __ATOMIC_SEQ_CST);
+    g->sure = 1;
+  }
+}
+
 static void check_barriers(void) {
   for (int i = 0; i < barrier_count; i++) {
     struct waiting_barrier *b = &barriers[i];
-    if (inflight_count(b->epoch, NULL)) {
+    if (inflight_count(b->epoch)) {
+      if (boot_ns() - b->since > GHOST_AGE_NS) look_for_ghosts();
       if (boot_ns() - b->since < BARRIER_LIMIT_NS) continue;
+      if (b->resume) { /* writes that saw tracking mode are still to be marked: not ordered yet */
+        go_tracking(CAP_R_REQUESTED);
+        __atomic_store_n(&cfg->order_pos, producer_pos(), __ATOMIC_SEQ_CST);
+      }
       say("{\"id\":%llu,\"failed\":\"writes did not complete\"}", (unsigned long long)b->id);
     } else {
       u64 pos = b->pos;
@@ -1117,7 +1188,9 @@ static void check_barriers(void) {
 
 static void resume_ordered(u64 id) {
   if (cfg->mode == CAP_ORDERED) {
-    say("{\"id\":%llu,\"pos\":\"%llu\"}", (unsigned long long)id, (unsigned long long)cfg->order_pos);
+    /* Being switched on already: this one waits as well. */
+    if (cfg->order_pos == ~0ull) start_barrier(id, 1);
+    else say("{\"id\":%llu,\"pos\":\"%llu\"}", (unsigned long long)id, (unsigned long long)cfg->order_pos);
     return;
   }
   if (cfg->order_pos != ~0ull) cfg->prev_base_drops = cfg->base_drops;
