@@ -93,6 +93,7 @@ const EXCLUDED_CHECK_MS = 5_000;
 const RETRY_MIN_MS = 3_000;
 const RETRY_MAX_MS = 60_000;
 const MIRROR_RETRY_MS = 10_000;
+const REREAD_RETRY_MS = 5_000;
 /** Mirror frames keep so little on the way that a captured write behind them waits no longer than this. */
 const MIRROR_AHEAD_MS = 400;
 const MIRROR_AHEAD_MIN_BYTES = 2 * 1024 * 1024;
@@ -1201,6 +1202,8 @@ class Session {
     });
   }
 
+  #rereadRetry: NodeJS.Timeout | undefined;
+
   /** Blocks whose content issue order can't tell (failed or overlapping writes) are read again. */
   #reread(): void {
     if (this.#rereading) {
@@ -1235,7 +1238,10 @@ class Session {
       .catch((error) => {
         if (signal.aborted || this.#signal.aborted) return;
         this.#log('warning', `blocks could not be read again: ${asUndError(error).message}`);
-        setTimeout(() => this.#reread(), 5_000).unref();
+        this.#rereadRetry = setTimeout(() => {
+          this.#rereadRetry = undefined;
+          this.#reread();
+        }, REREAD_RETRY_MS).unref();
       })
       .finally(() => {
         this.#rereading = undefined;
@@ -1279,6 +1285,9 @@ class Session {
       this.#proveClock(this.#consumedPos);
     }
     this.#tellResized();
+    // The event of a mark may have come before the mark was there.
+    const isDirty = status.dirtyBytes.some((bytes) => bytes > 0);
+    if (isDirty && !this.#rereading && !this.#rereadRetry) this.#reread();
     await this.#followSwap();
     const now = performance.now();
     if (now - this.#excludedCheckedMs >= EXCLUDED_CHECK_MS) {

@@ -5,7 +5,7 @@ import { proof } from '../prove/drain.ts';
 import { run } from './capture.lab.ts';
 
 const skip = proof.require() ?? false;
-t.setTimeout(600_000);
+t.setTimeout(1_200_000);
 
 t.test('replicas are their sources after overflows, cuts and kills', { skip }, async (t) => {
   run('scripts/build-capture');

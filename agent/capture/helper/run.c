@@ -664,6 +664,15 @@ static void flying_remove(u64 rq, u64 boot) {
 }
 
 static void flying_add(u32 disk, u64 rq, u64 boot, u64 offset, u64 len) {
+  /* The rest of a request that was given away in two batches. */
+  for (u32 i = 0; i < flying_count; i++) {
+    struct flying *f = &flying[i];
+    if (f->rq != rq || f->boot_ns != boot) continue;
+    u64 end = f->offset + f->len > offset + len ? f->offset + f->len : offset + len;
+    if (offset < f->offset) f->offset = offset;
+    f->len = end - f->offset;
+    return;
+  }
   flying_remove(rq, boot); /* the same request issued again: its completion was not seen */
   if (flying_count == flying_room) {
     flying_room = flying_room * 2 + 256;
@@ -822,6 +831,8 @@ static void send_batch(int count, u64 end, int lost, int gap) {
     }
   }
   for (u32 o = 0; o < open; o++) {
+    struct record *head = &records[open_list[o].first], *tail = &records[open_list[o].last];
+    check_overlap(head->w.disk, open_list[o].rq, open_list[o].boot_ns, head->w.offset, tail->w.offset + tail->w.len - head->w.offset);
     square_off(open_list[o].first, 1);
     for (int k = open_list[o].first, next; k >= 0; k = next) {
       next = records[k].next;
