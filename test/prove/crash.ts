@@ -21,14 +21,16 @@ import { Journal } from '../../appliance/journal/journal.ts';
 import { replay } from '../../appliance/recovery/replay.ts';
 import type { Proof, RoundContext, RoundResult } from '../../scripts/lib/proof.ts';
 import { MIB, run, runAside, unable } from '../integration/capture.lab.ts';
+import { FATES } from './crash/host.ts';
 import { CrashLive, type Kept } from './crash/live.ts';
 import { Load } from './crash/load.ts';
 
 /**
  * killed: the process alone; unflushed: with all its disks; mirror: in the first mirror; history: with so short a history
- * that segments and pages of the point index come and go; set-back: the job's folder becomes an older copy.
+ * that segments and pages of the point index come and go; set-back: the job's folder becomes an older copy; checkpoint: the
+ * command of a checkpoint whose outcome the appliance cannot know, because the host's connection or itself dies in it.
  */
-const CASES = ['killed', 'unflushed', 'mirror', 'history', 'set-back'] as const;
+const CASES = ['killed', 'unflushed', 'mirror', 'history', 'set-back', 'checkpoint'] as const;
 type Case = (typeof CASES)[number];
 const DISTURBANCES = ['nothing', 'link cut', 'agent killed'] as const;
 
@@ -56,12 +58,14 @@ class Round {
     const live = this.#live;
     const { short } = this.#context;
     await live.proxy.listen();
+    if (this.#case === 'checkpoint') await live.useHost();
     await live.open();
     await live.ask('serve');
     live.startAgent();
     const kills = short ? 1 : 2 + this.#context.random(3);
     if (this.#case === 'mirror') await this.#inMirror(kills);
     else if (this.#case === 'set-back') await this.#setBack();
+    else if (this.#case === 'checkpoint') await this.#checkpoints(short ? 2 : 4);
     else await this.#kills(kills);
     await this.#end(this.#case === 'set-back' ? 2 : 1);
     return this.result();
@@ -159,10 +163,60 @@ class Round {
     }
   }
 
+  /** Checkpoints of every fate under load; then each of them is what the journal gives up to its frame. */
+  async #checkpoints(count: number): Promise<void> {
+    const live = this.#live;
+    const base = await live.keepReplicas();
+    for (let n = 0; n < count; n++) {
+      this.#startLoad();
+      await this.#someFrames();
+      const fate = FATES[(n + this.#context.random(FATES.length)) % FATES.length]!;
+      this.#did.push(`checkpoint ${fate}`);
+      if (!(await live.checkpoint(fate))) {
+        this.#load.hold();
+        const durableSeq = await live.open();
+        if (durableSeq < live.acked) {
+          throw new Error(
+            `frame ${live.acked} was acknowledged, the journal ends at ${durableSeq}`,
+          );
+        }
+        await this.#verify();
+        await this.#goOn();
+      }
+      await this.#someFrames();
+      await this.#load.stop();
+    }
+    await live.settled();
+    const { kept, open, images } = await live.ask('checkpoints');
+    if (open > 0) this.#wrong.push(`${open} checkpoints are neither there nor not`);
+    if (images.join() !== live.replicas.join()) this.#wrong.push(`on record as written: ${images}`);
+    await this.#replay(base, async (to, replayed) => {
+      for (const { seq, paths } of kept) {
+        await to(seq);
+        this.#same(replayed, paths, `the journal up to frame ${seq}`, 'the checkpoint of it');
+      }
+    });
+    this.#did.push(`${kept.length} kept`);
+  }
+
   /** The base and the journal give the sources as they stood still, and then the replicas as they are. */
   async #compare(base: Kept, quiet: Kept): Promise<void> {
+    const endSeq = await this.#live.ask('drainApply');
+    await this.#replay(base, async (to, images) => {
+      await to(quiet.seq);
+      this.#same(images, quiet.images, `the journal up to frame ${quiet.seq}`, 'the source then');
+      await to(endSeq);
+      this.#same(images, this.#live.replicas, `the journal up to frame ${endSeq}`, 'the replica');
+      this.#replayed += endSeq - base.seq;
+    });
+  }
+
+  /** On copies of the base, `to` applies the journal up to a frame. */
+  async #replay(
+    base: Kept,
+    act: (to: (seq: number) => Promise<unknown>, images: string[]) => Promise<void>,
+  ): Promise<void> {
     const live = this.#live;
-    const endSeq = await live.ask('drainApply');
     // A copy: opening a journal may cut it.
     const dir = join(live.lab.dir, 'replayed');
     fs.rmSync(dir, { recursive: true, force: true });
@@ -186,12 +240,7 @@ class Round {
         paths: new Map(images.entries()),
       });
     try {
-      await to(quiet.seq);
-      this.#same(images, quiet.images, `the journal up to frame ${quiet.seq}`, 'the source then');
-      await to(endSeq);
-      const replicas = live.disks.map(({ replica }) => replica);
-      this.#same(images, replicas, `the journal up to frame ${endSeq}`, 'the replica');
-      this.#replayed += endSeq - base.seq;
+      await act(to, images);
     } finally {
       await reader.close();
       await journal.close();
@@ -253,7 +302,7 @@ class Round {
     const { epoch, mode } = await live.ask('state');
     if (epoch !== epochs) this.#wrong.push(`it ends in epoch ${epoch}, not ${epochs}`);
     if (mode.mode !== 'ordered') this.#wrong.push(`order is not held at the end: ${mode.reason}`);
-    const replicas = live.disks.map(({ replica }) => replica);
+    const { replicas } = live;
     this.#same(await live.keepSources(), replicas, 'the source', 'its replica');
     if (this.#wrong.length > 0) {
       const keep = this.#context.keepDir();
@@ -273,7 +322,7 @@ function firstDifference(image: string, other: string): number | null {
 }
 
 export const proof: Proof = {
-  what: 'nothing acknowledged is lost: killed appliances and agents, dropped writes, a job set back',
+  what: 'nothing acknowledged is lost: killed appliances and agents, dropped writes, a job set back, checkpoints of unknown outcome',
   packages: ['fio', 'gcc', 'libc6-dev'],
   builds: ['build-capture'],
   rounds: CASES.length,

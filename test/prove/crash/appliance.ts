@@ -8,6 +8,8 @@ import {
   type StreamView,
 } from '../../../appliance/replication/replication-stream.ts';
 import { PlainServer } from '../../integration/stream.lab.ts';
+import { CrashCheckpoints } from './checkpoints.ts';
+import { type HostAnswer, type HostCall, remoteHost } from './host.ts';
 
 /** What can be asked, and what is answered. */
 export interface Questions {
@@ -17,12 +19,16 @@ export interface Questions {
   pauseApply: number;
   resumeApply: null;
   verify: string[];
+  /** Taken at the point that the replicas hold; its frame, or null when they held none. */
+  checkpoint: number | null;
+  checkpoints: ReturnType<CrashCheckpoints['found']>;
 }
 
 export type Told =
   | { type: 'open'; port: number; durableSeq: number }
   | { type: 'ack'; seq: number }
   | { type: 'answer'; id: number; value: unknown }
+  | { type: 'host'; call: HostCall }
   | { type: 'failed'; id: number | null; reason: string };
 
 const tell = (message: Told) => process.send!(message);
@@ -33,6 +39,17 @@ const options = JSON.parse(process.argv[2]!) as OpenStreamOptions;
 try {
   const server = new PlainServer();
   await server.listen();
+  const state = process.env.CRASH_STATE;
+  let checkpoints: CrashCheckpoints | undefined;
+  if (state) {
+    const host = remoteHost((call) => tell({ type: 'host', call }));
+    process.on('message', (message: { host?: HostAnswer }) => {
+      if (message.host) host.answered(message.host);
+    });
+    checkpoints = new CrashCheckpoints(state, host.hypervisor, options);
+    // As the job service does: what became of a checkpoint is known before anything is applied.
+    await checkpoints.settle();
+  }
   const stream = await ReplicationStream.open(options);
   const connect = stream.connect.bind(stream);
   stream.connect = (channel) =>
@@ -63,8 +80,11 @@ try {
       (await stream.verifyJournal()).faults.map(
         ({ segment, offsetBytes, reason }) => `${segment} at ${offsetBytes}: ${reason}`,
       ),
+    checkpoint: () => stream.atAppliedPoint((point) => checkpoints!.take(point, stream.journalId)),
+    checkpoints: () => checkpoints!.found(),
   };
-  process.on('message', async ({ id, ask }: { id: number; ask: keyof Questions }) => {
+  process.on('message', async ({ id, ask }: { id: number; ask?: keyof Questions }) => {
+    if (!ask) return;
     try {
       tell({ type: 'answer', id, value: await answers[ask]() });
     } catch (error) {

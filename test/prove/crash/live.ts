@@ -9,6 +9,8 @@ import { CaptureLab, MIB, run, runAside, until } from '../../integration/capture
 import { FaultProxy } from '../../integration/stream.lab.ts';
 import { endWithUs } from '../prefixes/child.ts';
 import type { Questions, Told } from './appliance.ts';
+import { APPLIANCE_VM, serialOf } from './checkpoints.ts';
+import { CrashHost, type Fate } from './host.ts';
 import { keepAll, rollBack, type Unsynced } from './rollback.ts';
 
 type TestLike = { teardown: (fn: () => unknown) => void };
@@ -41,6 +43,7 @@ export class CrashLive {
   #appliance: ChildProcess | undefined;
   #agent: ChildProcess | undefined;
   #asked = 0;
+  #host: CrashHost | undefined;
 
   constructor(t: TestLike, sizesMiB: number[], limits: Partial<OpenStreamOptions['limits']>) {
     this.lab = new CaptureLab(t, 1500);
@@ -61,6 +64,38 @@ export class CrashLive {
     const source = join(import.meta.dirname, 'unflushed.c');
     run('gcc', '-shared', '-fPIC', '-O2', '-Wall', '-Werror', '-o', this.#shim, source, '-ldl');
     t.teardown(() => this.close());
+  }
+
+  /** From now on the replica disks are the target host's, of which checkpoints are taken. Before the first `open`. */
+  async useHost(): Promise<void> {
+    const host = new CrashHost(join(this.lab.dir, 'pool'));
+    for (const [disk, one] of this.disks.entries()) {
+      const image = await host.folder.createDisk({
+        pool: 'default',
+        name: `replica-${disk}`,
+        sizeBytes: one.sizeBytes,
+      });
+      await host.folder.attachDisk(APPLIANCE_VM, image, { serial: serialOf(disk) });
+      one.replica = image.path;
+    }
+    this.#host = host;
+  }
+
+  /** What is written now. */
+  get replicas(): string[] {
+    return this.disks.map(
+      ({ replica }, disk) => this.#host?.folder.attached.get(serialOf(disk))?.disk.path ?? replica,
+    );
+  }
+
+  /** @returns whether the appliance still runs */
+  async checkpoint(fate: Fate): Promise<boolean> {
+    this.#host!.fate = fate;
+    const taken = this.ask('checkpoint').catch((error) => {
+      if (fate === 'answered') throw error;
+    });
+    await taken;
+    return this.#appliance !== undefined && !ended(this.#appliance);
   }
 
   get jobDir(): string {
@@ -110,6 +145,7 @@ export class CrashLive {
           UNFLUSHED_LOG: this.#log,
           UNFLUSHED_TRACK: this.#watched.join(':'),
           UV_USE_IO_URING: '0',
+          ...(this.#host && { CRASH_STATE: join(this.lab.dir, 'state.db') }),
         },
       },
     );
@@ -121,6 +157,12 @@ export class CrashLive {
       appliance.on('message', (told: Told) => {
         if (told.type === 'ack') this.acked = Math.max(this.acked, told.seq);
         if (told.type === 'failed' && told.id === null) reject(new Error(told.reason));
+        if (told.type === 'host') {
+          this.#host!.serve(told.call).then((answer) => {
+            if (answer === null) appliance.kill('SIGKILL');
+            else if (appliance.connected) appliance.send({ host: answer });
+          }, reject);
+        }
         if (told.type !== 'open') return;
         this.proxy.target = told.port;
         resolve(told.durableSeq);
@@ -218,7 +260,7 @@ export class CrashLive {
       const seq = await this.ask('pauseApply');
       const record = fs.readFileSync(join(this.jobDir, 'stream.json'), 'utf8');
       if (isWhole(JSON.parse(record) as StreamRecord)) {
-        const images = await this.#copies('base', (disk) => this.disks[disk]!.replica);
+        const images = await this.#copies('base', (disk) => this.replicas[disk]!);
         await this.ask('resumeApply');
         return { seq, images };
       }
