@@ -137,7 +137,7 @@ t.test('ext4 and XFS in use, files of an excluded folder among them', { skip }, 
   t.teardown(() => files.close());
 
   for (const { at } of trees) run('sync', '-f', at);
-  live.proxy.bytesPerSec = 3 * MIB;
+  live.proxy.bytesPerSec = 4 * MIB;
   live.startAgent('skip');
   const excludedBytes = (disk: number) => live.stream.state().disks[disk]!.excluded?.bytes ?? 0;
   const mirror = (disk: number) => live.stream.state().disks[disk]!.mirror;
