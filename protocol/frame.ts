@@ -195,11 +195,12 @@ async function compress(raw: Buffer, level: number): Promise<Buffer[]> {
   engine.on('data', take);
   try {
     await new Promise<void>((resolve, reject) => {
+      // Of a write that zstd itself refuses, only the event tells.
       engine.once('error', reject);
       engine.write(raw, (error) => {
+        if (error) return reject(error);
         engine.off('error', reject);
-        if (error) reject(error);
-        else resolve();
+        resolve();
       });
     });
   } catch (error) {
@@ -218,12 +219,16 @@ const engines = new Map<number, ZstdCompress[]>();
 /** Each engine's output goes here piece by piece: several usual frames, so that most are compressed in one pass. */
 const ENGINE_OUTPUT_BYTES = 1536 * 1024;
 
-const makeEngine = (level: number): ZstdCompress =>
-  createZstdCompress({
+function makeEngine(level: number): ZstdCompress {
+  const engine = createZstdCompress({
     flush: constants.ZSTD_e_end,
     chunkSize: ENGINE_OUTPUT_BYTES,
     params: { [constants.ZSTD_c_compressionLevel]: level },
   });
+  // It may follow a write's own failure, when nobody listens any more.
+  engine.on('error', () => {});
+  return engine;
+}
 
 /** The unpacked payload: the table of extents, and their data behind it. */
 function layOut(raw: Buffer, extents: readonly FrameExtent[]): void {
