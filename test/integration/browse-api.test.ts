@@ -122,7 +122,8 @@ t.test('files of a moment, through the API', async (t) => {
   await delay(300);
   const at = new Date().toISOString();
   await delay(300);
-  await write(fileSystem('new', { 'etc/motd': 'new' }));
+  const fresh = fileSystem('new', { 'etc/motd': 'new' });
+  await write(fresh);
 
   const early = { purpose: 'files', point: { sourceTime: '2001-01-01T00:00:00Z' } };
   t.match((await mount(early)).json(), { code: 'UND_POINT_GONE' });
@@ -297,6 +298,14 @@ t.test('files of a moment, through the API', async (t) => {
   await reaches(nbd.failoverId, 'undone');
   await nothingLeft();
 
+  await until(
+    'the replica to be the source',
+    async () => {
+      const { disks } = await lab.call<Job>('GET', `/api/jobs/${jobId}`);
+      return readFileSync(disks[0]!.replicaPath!).equals(fresh);
+    },
+    PATIENT_MS,
+  );
   const newest = (await mount({ purpose: 'files', keepMinutes: 5 })).json() as Failover;
   await reaches(newest.failoverId, 'completed');
   const now = await lab.inject(
