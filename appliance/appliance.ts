@@ -328,6 +328,7 @@ export async function startAppliance(
     clocks,
     runner,
     events,
+    log,
     check: members.check,
   });
   /** @throws UND_FAILOVER_NOT_FOUND */

@@ -918,6 +918,12 @@ const GroupMember = Type.Object({
   jobId: Id,
   priority: Type.Integer({ minimum: 1, maximum: 9, description: '1 boots first' }),
 });
+export const MarkEvery = Type.Object({
+  everyMinutes: Type.Integer({ minimum: 5, maximum: 1440 }),
+  quiesce: Type.Boolean(),
+  checkpoint: Type.Boolean(),
+});
+export type MarkEvery = Static<typeof MarkEvery>;
 export const GroupRequest = Type.Object({
   name: Type.String({ minLength: 1, maxLength: 63, pattern: '^[^\\u0000-\\u001f]*$' }),
   members: Type.Array(GroupMember, {
@@ -926,6 +932,7 @@ export const GroupRequest = Type.Object({
     description: 'a job is in one group at most',
   }),
   wait: GroupWait,
+  schedule: Type.Optional(Nullable(MarkEvery)),
 });
 export type GroupRequest = Static<typeof GroupRequest>;
 export const Group = Type.Object({
@@ -933,6 +940,8 @@ export const Group = Type.Object({
   name: Type.String(),
   members: Type.Array(GroupMember),
   wait: GroupWait,
+  schedule: Nullable(MarkEvery),
+  markProblem: Nullable(ApiError),
   runId: Nullable(Type.String({ description: 'its failover that is not over' })),
   createdAt: Iso,
 });

@@ -11,6 +11,7 @@ import type {
   GroupRunView,
 } from '../api/schema.ts';
 import type { EventHub } from '../control/event-hub.ts';
+import type { Logger } from '../control/logger.ts';
 import type { JobService } from '../jobs/job-service.ts';
 import type { GroupMarkRow, GroupRow, GroupStore } from '../state/groups.ts';
 import type { SourceClocks } from './clocks.ts';
@@ -22,6 +23,7 @@ import {
   memberTime,
   momentError,
 } from './group-points.ts';
+import { MarkSchedule } from './mark-schedule.ts';
 import { takeMark } from './marks.ts';
 import type { GroupRun, GroupTarget, RunMember } from './record.ts';
 import type { GroupRunner } from './runner.ts';
@@ -33,6 +35,7 @@ export interface GroupServiceOptions {
   clocks: SourceClocks;
   runner: GroupRunner;
   events: EventHub;
+  log: Logger;
   /** Everything that would keep the engine from beginning this member's failover. Throws it; nothing is changed. */
   check(run: GroupRun, member: RunMember): Promise<void>;
 }
@@ -41,13 +44,24 @@ const iso = (ms: number): string => new Date(ms).toISOString();
 
 export class GroupService {
   readonly #o: GroupServiceOptions;
+  readonly #schedule: MarkSchedule;
   #unlisten: (() => void) | undefined;
 
   constructor(options: GroupServiceOptions) {
     this.#o = options;
+    this.#schedule = new MarkSchedule({
+      take: (groupId, request) => this.takeMark(groupId, request),
+      isDue: (groupId) => {
+        const members = options.store.get(groupId)?.members ?? [];
+        return members.length > 0 && !options.runner.openOf(groupId);
+      },
+      changed: (groupId) => this.told(groupId),
+      log: options.log,
+    });
   }
 
   start(): void {
+    for (const row of this.#o.store.list()) this.#schedule.plan(row);
     this.#unlisten = this.#o.events.subscribe((event) => {
       if (event.type !== 'job-removed') return;
       // It has left its group, which is told with fewer members.
@@ -57,6 +71,7 @@ export class GroupService {
 
   close(): void {
     this.#unlisten?.();
+    this.#schedule.close();
   }
 
   list(): Group[] {
@@ -82,6 +97,7 @@ export class GroupService {
   remove(groupId: string): void {
     this.#resting(groupId);
     this.#o.store.remove(groupId);
+    this.#schedule.forget(groupId);
     this.#o.events.publish({ type: 'group-removed', groupId });
   }
 
@@ -216,7 +232,10 @@ export class GroupService {
     return row;
   }
 
-  #checked(request: GroupRequest, groupId: string | null): GroupRequest {
+  #checked(
+    request: GroupRequest,
+    groupId: string | null,
+  ): Pick<GroupRow, 'name' | 'members' | 'wait' | 'schedule'> {
     const others = this.#o.store.list().filter((row) => row.groupId !== groupId);
     if (others.some(({ name }) => name === request.name)) {
       throw undError('UND_GROUP_NAME', { name: request.name, field: 'name' });
@@ -233,21 +252,23 @@ export class GroupService {
       }
       seen.add(jobId);
     });
-    const { name, members, wait } = request;
-    return { name, members, wait };
+    const { name, members, wait, schedule = null } = request;
+    return { name, members, wait, schedule };
   }
 
   #put(row: GroupRow): Group {
     this.#o.store.put(row);
+    this.#schedule.plan(row);
     const group = this.#view(row);
     this.#o.events.publish({ type: 'group', group });
     return group;
   }
 
   #view(row: GroupRow): Group {
-    const { groupId, name, members, wait, createdAt } = row;
+    const { groupId, name, members, wait, schedule, createdAt } = row;
+    const markProblem = this.#schedule.problem(groupId);
     const runId = this.#o.runner.openOf(groupId)?.runId ?? null;
-    return { groupId, name, members, wait, runId, createdAt };
+    return { groupId, name, members, wait, schedule, markProblem, runId, createdAt };
   }
 
   #sourceIds(row: GroupRow): string[] {

@@ -1,4 +1,4 @@
-import type { GroupWait } from '../api/schema.ts';
+import type { GroupWait, MarkEvery } from '../api/schema.ts';
 import type { GroupRun } from '../groups/record.ts';
 import type { ClockOffset } from '../groups/source-clock.ts';
 import { type Database, inTransaction } from './database.ts';
@@ -7,6 +7,8 @@ export interface GroupRow {
   groupId: string;
   name: string;
   wait: GroupWait;
+  /** Of its marks. */
+  schedule: MarkEvery | null;
   /** In the order in which a person put them. A job that ends leaves its group. */
   members: { jobId: string; priority: number }[];
   createdAt: string;
@@ -33,7 +35,13 @@ export interface GroupMarkRow {
   }[];
 }
 
-type RawGroup = { group_id: string; name: string; wait_json: string; created_at: string };
+type RawGroup = {
+  group_id: string;
+  name: string;
+  wait_json: string;
+  created_at: string;
+  schedule_json: string | null;
+};
 type RawMark = {
   mark_id: string;
   group_id: string;
@@ -70,10 +78,17 @@ export class GroupStore {
     inTransaction(this.#db, () => {
       this.#db
         .prepare(
-          `INSERT INTO job_groups VALUES (?, ?, ?, ?)
-           ON CONFLICT(group_id) DO UPDATE SET name = excluded.name, wait_json = excluded.wait_json`,
+          `INSERT INTO job_groups VALUES (?, ?, ?, ?, ?)
+           ON CONFLICT(group_id) DO UPDATE SET name = excluded.name, wait_json = excluded.wait_json,
+             schedule_json = excluded.schedule_json`,
         )
-        .run(row.groupId, row.name, JSON.stringify(row.wait), row.createdAt);
+        .run(
+          row.groupId,
+          row.name,
+          JSON.stringify(row.wait),
+          row.createdAt,
+          row.schedule && JSON.stringify(row.schedule),
+        );
       this.#db.prepare('DELETE FROM group_members WHERE group_id = ?').run(row.groupId);
       const add = this.#db.prepare('INSERT INTO group_members VALUES (?, ?, ?, ?)');
       row.members.forEach(({ jobId, priority }, position) => {
@@ -163,6 +178,7 @@ export class GroupStore {
       groupId: raw.group_id,
       name: raw.name,
       wait: JSON.parse(raw.wait_json),
+      schedule: raw.schedule_json === null ? null : JSON.parse(raw.schedule_json),
       members: members.map(({ job_id, priority }) => ({ jobId: job_id, priority })),
       createdAt: raw.created_at,
     };

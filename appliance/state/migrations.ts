@@ -201,4 +201,8 @@ export const MIGRATIONS: readonly string[] = [
     check_json TEXT NOT NULL
   ) STRICT;
   `,
+  // Marks of groups on schedule.
+  `
+  ALTER TABLE job_groups ADD COLUMN schedule_json TEXT;
+  `,
 ];

@@ -82,7 +82,14 @@ export function serveMockGroups(app: FastifyInstance, host: MockHost): void {
     '/api/groups',
     { schema: { body: contract.GroupRequest } },
     async (request, reply) => {
-      const made = { groupId: randomUUID(), runId: null, createdAt: iso(), ...request.body };
+      const made: contract.Group = {
+        groupId: randomUUID(),
+        runId: null,
+        createdAt: iso(),
+        markProblem: null,
+        schedule: null,
+        ...request.body,
+      };
       tell({ type: 'group', group: made });
       return reply.code(201).send(check(contract.Group, made, 'new group'));
     },

@@ -125,7 +125,13 @@ t.test('two sources and their group', async (t) => {
     t.match((await lab.inject('POST', '/api/groups', named)).json(), { code: 'UND_GROUP_NAME' });
     const unknown = { ...named, name: 'other' };
     t.match((await lab.inject('POST', '/api/groups', unknown)).json(), { code: 'UND_NOT_FOUND' });
-    t.match(await lab.call<Group>('PATCH', `/api/groups/${groupId}`, request), { name: 'shop' });
+    const schedule = { everyMinutes: 1440, quiesce: false, checkpoint: true };
+    const changed = { ...request, schedule };
+    t.match(await lab.call<Group>('PATCH', `/api/groups/${groupId}`, changed), {
+      name: 'shop',
+      schedule,
+      markProblem: null,
+    });
     await until('both names in the events', () => told.includes('first') && told.includes('shop'));
     events.close();
     await until('the clocks', async () => ((await points()).errorMs ?? 1000) < 200, LIMIT_MS);

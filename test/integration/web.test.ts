@@ -496,6 +496,7 @@ t.test(
     await page.locator(`[id="group-member-${first.name}"]`).check();
     await page.locator('#group-member-shop-replica').check();
     await page.locator('#group-priority-shop-replica').selectOption('2');
+    await page.locator('#group-schedule').selectOption('60');
     await press(page, '#group-save');
     await see(page, '[data-testid=group-member]');
     t.match(
@@ -504,6 +505,7 @@ t.test(
         {
           name: 'orders and shop',
           wait: { for: 'proof' },
+          schedule: { everyMinutes: 60, quiesce: true, checkpoint: false },
           members: [
             { jobId, priority: 1 },
             { jobId: 'job-of-shop', priority: 2 },

@@ -14,6 +14,7 @@ import {
   memberTime,
   momentError,
 } from '../../appliance/groups/group-points.ts';
+import { MarkSchedule } from '../../appliance/groups/mark-schedule.ts';
 import type { GroupRun, GroupWait } from '../../appliance/groups/record.ts';
 import { isOver } from '../../appliance/groups/record.ts';
 import { GroupRunner } from '../../appliance/groups/runner.ts';
@@ -25,6 +26,7 @@ import {
   withReading,
 } from '../../appliance/groups/source-clock.ts';
 import { commonIntervals, holds, type Interval } from '../../appliance/groups/timeline.ts';
+import { nextPointMs } from '../../appliance/jobs/point-schedule.ts';
 import { type ErrorCode, undError } from '../../protocol/errors.ts';
 import { random } from '../random.ts';
 
@@ -595,6 +597,50 @@ t.test(
     }
   },
 );
+
+t.test('marks on schedule: at fixed moments, a failure is told until one succeeds', async (t) => {
+  let nowMs = Date.parse('2026-01-01T00:00:00.000Z');
+  const asked: object[] = [];
+  const warned: string[] = [];
+  let due = true;
+  let fails = true;
+  let changed = 0;
+  const schedule = new MarkSchedule({
+    take: async (_groupId, request) => {
+      asked.push(request);
+      if (fails) throw undError('UND_GROUP_EMPTY', { group: 'shop' });
+    },
+    isDue: () => due,
+    changed: () => changed++,
+    log: { ...silentLogger, warn: (_fields, text) => warned.push(text) },
+    now: () => nowMs,
+  });
+  t.teardown(() => schedule.close());
+  const group = { groupId: 'g', schedule: { everyMinutes: 5, quiesce: true, checkpoint: true } };
+  const next = async () => {
+    // Right before the next moment, by the clock that it is told.
+    nowMs = nextPointMs('g', 5, nowMs) - 1;
+    schedule.plan(group);
+    nowMs++;
+    const before = changed;
+    for (let tries = 0; changed === before; tries++) {
+      if (tries > 30_000) throw new Error('no mark');
+      await delay(2);
+    }
+  };
+  await next();
+  t.match(schedule.problem('g'), { code: 'UND_GROUP_EMPTY' });
+  t.same(asked, [{ name: 'Scheduled', quiesce: true, checkpoint: true }]);
+  fails = false;
+  await next();
+  t.equal(schedule.problem('g'), null);
+  t.equal(warned.length, 1);
+  due = false;
+  nowMs = nextPointMs('g', 5, nowMs) - 1;
+  schedule.plan(group);
+  await delay(50);
+  t.equal(asked.length, 2, 'nothing is asked while a failover is not decided');
+});
 
 t.test('a delay between priorities is kept by the clock alone', async (t) => {
   const w = world({ wait: { for: 'delay', seconds: 1 }, nowMs: Date.now() });

@@ -19,9 +19,11 @@ import { Link, useNavigate, useParams } from 'react-router';
 import type { Group } from '../../../api/schema.ts';
 import { api } from '../api/client.ts';
 import { learn, useLive } from '../api/live.ts';
+import { scheduleLabel } from '../jobs/words.ts';
 import { useAction } from '../parts/hooks.ts';
 import { ErrorAlert, Loading, Nothing, PageHead } from '../parts/parts.tsx';
 
+const EVERY = [15, 60, 240, 1440];
 const PRIORITIES = [1, 2, 3, 4, 5, 6, 7, 8, 9];
 
 export function GroupEditPage() {
@@ -52,6 +54,10 @@ function GroupForm({ group }: { group: Group | null }) {
   const [seconds, setSeconds] = useState(
     group?.wait.for === 'delay' ? String(group.wait.seconds) : '60',
   );
+  const [every, setEvery] = useState(group?.schedule?.everyMinutes ?? 0);
+  const [quiesce, setQuiesce] = useState(group?.schedule?.quiesce ?? true);
+  const [checkpoint, setCheckpoint] = useState(group?.schedule?.checkpoint ?? false);
+  const intervals = [...new Set([0, ...EVERY, every])].sort((a, b) => a - b);
   const others = [...groups.values()].filter((one) => one.groupId !== group?.groupId);
   const elsewhere = (jobId: string) =>
     others.find((one) => one.members.some((member) => member.jobId === jobId))?.name;
@@ -69,6 +75,7 @@ function GroupForm({ group }: { group: Group | null }) {
     const request = {
       name: name.trim(),
       members: [...members].map(([jobId, priority]) => ({ jobId, priority })),
+      schedule: every === 0 ? null : { everyMinutes: every, quiesce, checkpoint },
       wait: waitFor === 'proof' ? { for: waitFor } : { for: waitFor, seconds: delay },
     } as const;
     const saved = group
@@ -164,6 +171,33 @@ function GroupForm({ group }: { group: Group | null }) {
                     </HelperTextItem>
                   </HelperText>
                 </FormHelperText>
+              </>
+            )}
+          </FormGroup>
+          <FormGroup label="Marks on schedule" fieldId="group-schedule">
+            <FormSelect
+              id="group-schedule"
+              value={every}
+              onChange={(_event, value) => setEvery(Number(value))}
+            >
+              {intervals.map((minutes) => (
+                <FormSelectOption key={minutes} value={minutes} label={scheduleLabel(minutes)} />
+              ))}
+            </FormSelect>
+            {every !== 0 && (
+              <>
+                <Checkbox
+                  id="group-schedule-quiesce"
+                  label="With the applications at rest"
+                  isChecked={quiesce}
+                  onChange={(_event, checked) => setQuiesce(checked)}
+                />
+                <Checkbox
+                  id="group-schedule-checkpoint"
+                  label="With a checkpoint of all replica disks"
+                  isChecked={checkpoint}
+                  onChange={(_event, checked) => setCheckpoint(checked)}
+                />
               </>
             )}
           </FormGroup>

@@ -20,7 +20,7 @@ import { api } from '../api/client.ts';
 import { learn, useLive } from '../api/live.ts';
 import { Timeline } from '../jobs/timeline.tsx';
 import { wholeRange } from '../jobs/timeline-view.ts';
-import { describeJob } from '../jobs/words.ts';
+import { describeJob, scheduleLabel } from '../jobs/words.ts';
 import { ConfirmDialog } from '../parts/confirm.tsx';
 import { useNow, usePolled } from '../parts/hooks.ts';
 import {
@@ -130,8 +130,19 @@ function Shown({ group }: { group: Group }) {
           <CardTitle component="h2">Recovery points of all members</CardTitle>
           <CardBody className="und-stack">
             <ErrorAlert error={polled.error} id="group-points-error" />
+            <ErrorAlert
+              error={group.markProblem ?? undefined}
+              id="group-mark-problem"
+              level="warning"
+              title="The last scheduled mark was not taken"
+            />
             {points ? (
-              <Points points={points} cursorMs={cursorMs} setCursor={setCursor} />
+              <Points
+                points={points}
+                schedule={group.schedule}
+                cursorMs={cursorMs}
+                setCursor={setCursor}
+              />
             ) : (
               !polled.error && <Loading what="the recovery points" />
             )}
@@ -227,6 +238,7 @@ function Members({ group, points }: { group: Group; points: GroupPoints | undefi
 
 function Points(props: {
   points: GroupPoints;
+  schedule: Group['schedule'];
   cursorMs: number | null;
   setCursor: (atMs: number) => void;
 }) {
@@ -251,6 +263,9 @@ function Points(props: {
         </p>
       )}
       <DescriptionList isHorizontal isCompact>
+        <Fact term="Marks on schedule" id="group-schedule">
+          {scheduleLabel(props.schedule?.everyMinutes)}
+        </Fact>
         <Fact term="Newest common moment">
           <When at={points.newestAt} absent="none yet" id="group-newest" />
         </Fact>
