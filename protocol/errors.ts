@@ -89,6 +89,11 @@ export const ERRORS = {
     hint: 'Free space in the storage pool of the replica disk, then resume the job. Nothing is lost: the journal keeps what is not applied.',
     httpStatus: 507,
   },
+  UND_APPLY_CHECKPOINT_UNKNOWN: {
+    message: 'Whether the checkpoint of job {job} was taken is not known: {reason}.',
+    hint: 'The appliance asks the target host again by itself. Nothing is lost: the journal keeps what is not applied.',
+    httpStatus: 503,
+  },
   UND_APPLY_PAUSED: {
     message: 'Job {job} is not applying: {reason}.',
     hint: 'Resume the job, then try again.',

@@ -148,13 +148,25 @@ export class Applier extends EventEmitter<ApplierEvents> {
 
   /**
    * Runs `work` between two batches: everything written is flushed, and nothing is written until it settles.
+   * @param mayGoOn asked when `work` has failed; if not, apply stops with UND_APPLY_CHECKPOINT_UNKNOWN, and not one more
+   *   frame is written
    * @throws what `work` throws; the error that stopped apply; UND_APPLY_PAUSED if it is paused, waits, or is paused before
    */
-  async between<T>(work: () => Promise<T>): Promise<T> {
+  async between<T>(work: () => Promise<T>, mayGoOn: () => boolean = () => true): Promise<T> {
     this.#throwIfNotRunning();
     if (this.#state.name === 'waiting') throw this.#paused(this.#state.reason);
     return await new Promise<T>((resolve, reject) => {
-      this.#requests.push({ work: () => work().then(resolve, reject), reject });
+      const stopOr = (error: unknown) => {
+        reject(error);
+        if (mayGoOn()) return;
+        const { message } = this.#asError(error);
+        throw undError(
+          'UND_APPLY_CHECKPOINT_UNKNOWN',
+          { job: this.#host.jobId, reason: message },
+          { cause: error },
+        );
+      };
+      this.#requests.push({ work: () => work().then(resolve, stopOr), reject });
       this.poke();
     });
   }

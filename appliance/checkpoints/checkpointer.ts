@@ -13,7 +13,7 @@ import type { DiskRef, Hypervisor } from '../hypervisor/hypervisor.ts';
 import type { AppliedPoint, ReplicationStream } from '../replication/replication-stream.ts';
 import type { CheckpointRow, CheckpointStore } from '../state/checkpoints.ts';
 import { dueCheckpoint, type Merge, type MergePolicy, planMerges } from './policy.ts';
-import { findLeftover, readSnapshot, type SnapshotDisk, sameDisk } from './snapshot.ts';
+import { bySerial, findLeftover, readSnapshot, type SnapshotDisk, sameDisk } from './snapshot.ts';
 
 /** After a failure on schedule; the gate asks again by itself. */
 const RETRY_MS = 60_000;
@@ -62,6 +62,14 @@ export class Checkpointer {
   /** The frame of the oldest checkpoint that a replay of this journal can begin from; null if there is none. */
   oldestSeq(journalId: string): number | null {
     return this.list().find((row) => isKept(row) && row.journalId === journalId)?.seq ?? null;
+  }
+
+  /**
+   * Whether the outcome of every checkpoint is known. As long as it is not, nothing may be applied: what is written then
+   * would go into a layer that may be taken for an empty one.
+   */
+  get settled(): boolean {
+    return this.list().every(({ state }) => state.name !== 'intended');
   }
 
   #touched(): void {
@@ -131,7 +139,10 @@ export class Checkpointer {
     if (due) {
       this.#inBackground(
         'no checkpoint was taken',
-        stream.atAppliedPoint((point) => this.take(point, journalId, due)),
+        stream.atAppliedPoint(
+          (point) => this.take(point, journalId, due),
+          () => this.settled,
+        ),
       );
     } else if (this.#c.mayMerge()) {
       const merge = this.#nextMerge(nowMs);
@@ -280,6 +291,7 @@ export class Checkpointer {
         .disks()
         .map(({ diskId, serial }) => ({ diskId, serial, image: images[diskId]! }));
       if (await this.#adopt(row, disks)) continue;
+      if (await this.#adoptDetached(row, disks)) continue;
       // Nothing was written above the images since, so a layer that was made is empty. Deleting it also waits for a
       // command that is still under way on the host; if that comes through, the layer is in use, and is found then.
       for (const { diskId, image } of disks) {
@@ -305,12 +317,40 @@ export class Checkpointer {
     if (found.name === 'broken') {
       throw this.#chainError(found.disk.diskId, found.expected, found.found);
     }
+    this.#keep(row, disks, found.tops);
+    return true;
+  }
+
+  /**
+   * A restart of the appliance VM has detached the disks: only the files tell. Layers that are there for all of them are
+   * taken over. They rest on what was frozen at the point, and should they hold anything, it would be lost with them.
+   */
+  async #adoptDetached(row: CheckpointRow, disks: readonly SnapshotDisk[]): Promise<boolean> {
+    const { state } = row;
+    if (state.name !== 'intended') return false;
+    const hypervisor = this.#c.hypervisor();
+    const attached = await hypervisor.listAttachedDisks(await this.#c.applianceVm());
+    if (disks.some(({ serial }) => bySerial(attached, serial))) return false;
+    const tops = new Map<string, DiskRef>();
+    for (const { diskId, image } of disks) {
+      const left = await findLeftover(hypervisor, image, state.names[diskId]!);
+      if (!left) return false;
+      tops.set(diskId, left);
+    }
+    this.#keep(row, disks, tops);
+    return true;
+  }
+
+  #keep(
+    row: CheckpointRow,
+    disks: readonly SnapshotDisk[],
+    tops: ReadonlyMap<string, DiskRef>,
+  ): void {
     const layers = Object.fromEntries(disks.map(({ diskId, image }) => [diskId, image]));
     this.#c.store.setState(row.checkpointId, { name: 'kept', layers }, () =>
-      this.#c.setImages(found.tops),
+      this.#c.setImages(tops),
     );
     this.#touched();
-    return true;
   }
 
   #chainError(disk: string, expected: string, found: string): UndError {

@@ -8,6 +8,12 @@ import {
 } from '../../protocol/errors.ts';
 import type { Checkpoint, Job, JobSettingsPatch, Source, TakenPoint } from '../api/schema.ts';
 import { Checkpointer } from '../checkpoints/checkpointer.ts';
+import { bySerial, sameDisk } from '../checkpoints/snapshot.ts';
+import {
+  newestImage,
+  noteWrittenImages,
+  readWrittenImages,
+} from '../checkpoints/written-images.ts';
 import type { HostService } from '../control/host-service.ts';
 import type { Logger } from '../control/logger.ts';
 import type { DiskRef, Hypervisor } from '../hypervisor/hypervisor.ts';
@@ -106,6 +112,7 @@ export class JobActor {
         }),
       setImages: (images) => {
         for (const [diskId, replica] of images) this.#putDisk(diskId, { replica });
+        noteWrittenImages(this.#c.jobDir, images);
       },
       mayMerge: () =>
         this.row.phase.name === 'active' &&
@@ -720,13 +727,32 @@ export class JobActor {
     await this.#checkpoints.settle();
     const vm = await this.#c.applianceVm();
     const present = await this.#hypervisor.listAttachedDisks(vm);
+    const written = readWrittenImages(this.#c.jobDir);
     const paths = new Map<string, string>();
     this.#attached = new Set();
     for (const disk of this.row.disks) {
       if (!disk.replica) throw undError('UND_INTERNAL', { reason: `no volume for ${disk.name}` });
-      if (!present.some(({ serial }) => serial === disk.serial)) {
+      const attached = bySerial(present, disk.serial)?.disk ?? null;
+      const image = await newestImage(
+        this.#hypervisor,
+        { job: this.row.settings.replicaName, disk: disk.name },
+        { attached, written: written.get(disk.diskId) ?? null, recorded: disk.replica },
+      );
+      if (!sameDisk(image, disk.replica)) {
+        this.#c.log.warn(
+          {
+            jobId: this.row.jobId,
+            disk: disk.name,
+            recorded: disk.replica.name,
+            image: image.name,
+          },
+          'the image on record is older than the replica disk: going on with what was written',
+        );
+        this.#putDisk(disk.diskId, { replica: image });
+      }
+      if (!attached) {
         this.#say(`attaching the replica disk of ${disk.name} to the appliance`);
-        await this.#hypervisor.attachDisk(vm, disk.replica, { serial: disk.serial });
+        await this.#hypervisor.attachDisk(vm, image, { serial: disk.serial });
       }
       const path = await waitForDisk(
         this.#c.locator,
@@ -735,12 +761,17 @@ export class JobActor {
       );
       // Grown while we were away, between the hypervisor's part and the stream's.
       if ((await deviceSizeBytes(path)) < disk.sizeBytes) {
-        await this.#hypervisor.resizeDisk(disk.replica, disk.sizeBytes);
+        await this.#hypervisor.resizeDisk(image, disk.sizeBytes);
         await waitForSize(path, disk.sizeBytes, DISK_LIMIT_MS, this.#stop.signal);
       }
       this.#attached.add(disk.serial);
       paths.set(disk.diskId, path);
     }
+    // Before a frame is applied to them.
+    noteWrittenImages(
+      this.#c.jobDir,
+      new Map(this.row.disks.map(({ diskId, replica }) => [diskId, replica!])),
+    );
     this.#c.changed();
     return paths;
   }
@@ -1019,10 +1050,13 @@ export class JobActor {
     if (this.row.phase.name !== 'active') throw this.#stateError('tested');
     if (!stream || !this.#disksOpen) throw notReady('its replica disks are not attached');
     // Not in turn: apply has to come to a halt for it, and what has the turn may be waiting for apply.
-    const point = await stream.atAppliedPoint(async (now) => {
-      await this.#checkpoints.take(now, stream.journalId, reason);
-      return now;
-    });
+    const point = await stream.atAppliedPoint(
+      async (now) => {
+        await this.#checkpoints.take(now, stream.journalId, reason);
+        return now;
+      },
+      () => this.#checkpoints.settled,
+    );
     if (!point) throw notReady('the replica disks hold no consistent point just now');
     const holder = failoverHolder(failoverId);
     const base = await this.#checkpoints.baseFor(point.seq, stream.journalId, holder);

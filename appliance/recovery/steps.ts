@@ -276,6 +276,16 @@ const checkpoint: Step = {
     }
     if (context.record.checkpointIntent && (await readBack()) === 'done') return words();
 
+    for (const disk of context.record.disks) {
+      const now = bySerial(attached, disk.serial)?.disk;
+      if (!now || sameDisk(now, disk.image)) continue;
+      throw undError('UND_DISK_CHAIN', {
+        job: context.record.jobId,
+        disk: disk.sourceName,
+        expected: disk.image.name,
+        found: now.name,
+      });
+    }
     const attempt = (context.record.checkpointIntent?.attempt ?? 0) + 1;
     const names = Object.fromEntries(
       context.record.disks.map((disk, index) => [

@@ -426,13 +426,17 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
   /**
    * Runs `work` while the replica disks stand still at a point, flushed; intake and acknowledgements go on. Null when
    * they hold no point just then.
+   * @param mayGoOn asked when `work` has failed: whether anything may be applied as long as the disks are not opened anew
    * @throws what `work` throws; UND_APPLY_PAUSED; what stopped apply
    */
-  atAppliedPoint<T>(work: (point: AppliedPoint) => Promise<T>): Promise<T | null> {
+  atAppliedPoint<T>(
+    work: (point: AppliedPoint) => Promise<T>,
+    mayGoOn?: () => boolean,
+  ): Promise<T | null> {
     return this.#applier.between(async () => {
       const point = this.appliedPoint();
       return point ? await work(point) : null;
-    });
+    }, mayGoOn);
   }
 
   /**

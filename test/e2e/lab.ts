@@ -132,7 +132,7 @@ export class Lab {
       const user = name === 'appliance' ? 'root' : 'admin';
       await this.ssh(
         address,
-        `sudo -n journalctl -b -u ${unit} --no-pager | tail -c 8M`,
+        `$(command -v sudo) journalctl -u ${unit} --no-pager | tail -c 8M`,
         60_000,
         user,
       )

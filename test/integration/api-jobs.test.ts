@@ -17,7 +17,7 @@ import type {
   TakenPoint,
 } from '../../appliance/api/schema.ts';
 import { DEFAULT_EXCLUSIONS } from '../../protocol/exclusions.ts';
-import { Lab, type TestSource, until } from './api.lab.ts';
+import { Lab, PASSWORD, type TestSource, until } from './api.lab.ts';
 
 const MIB = 1024 * 1024;
 t.setTimeout(300_000);
@@ -591,6 +591,46 @@ t.test(
     await waitFor('protected');
     t.equal(web1.systemd.state('postgresql.service'), 'active', 'its services run again');
     await web1.kernel.write(0, 6 * MIB, Buffer.alloc(MIB, 'p'));
+    await untilSame();
+  },
+);
+
+// Seen red without newestImage(): the image on record is attached, below what was written since.
+t.test(
+  'a configuration from before a checkpoint: replication goes on in what was written',
+  async (t) => {
+    const passphrase = 'a good passphrase';
+    const saved = await lab.inject('POST', '/api/config/backup', { passphrase });
+    t.equal(saved.statusCode, 200);
+    const written = () => [...lab.host.attached.values()].map(({ disk }) => disk.name).sort();
+    const before = written();
+    // Before a mirror the point that there is gets a checkpoint.
+    await lab.call('POST', `/api/jobs/${jobId}/mirror`, {});
+    await until('a checkpoint', () => written().join() !== before.join());
+    await waitFor('protected');
+    await web1.kernel.write(0, 3 * MIB, Buffer.alloc(MIB, 'r'));
+    await untilSame();
+    const after = written();
+    const restarted = lab.serveRestart(async () => lab.host.forgetAttached());
+    const backupBase64 = saved.rawPayload.toString('base64');
+    await lab.call('POST', '/api/config/restore', { passphrase, backupBase64 });
+    await restarted;
+    await lab.login('admin', PASSWORD);
+    await web1.kernel.write(0, 4 * MIB, Buffer.alloc(MIB, 's'));
+    await until('both disks attached', async () =>
+      (await job()).disks.every((one) => one.attached),
+    );
+    // Another checkpoint may have been taken on top.
+    const chains = await Promise.all(
+      [...lab.host.attached.values()].map(({ disk }) => lab.host.chain(disk)),
+    );
+    const below = chains.flat().map(({ name }) => name);
+    t.ok(
+      after.every((name) => below.includes(name)),
+      'what was written is in the chains',
+      { after, below },
+    );
+    await waitFor('protected');
     await untilSame();
   },
 );

@@ -9,6 +9,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
 import { Checkpointer } from '../../appliance/checkpoints/checkpointer.ts';
+import {
+  newestImage,
+  noteWrittenImages,
+  readWrittenImages,
+} from '../../appliance/checkpoints/written-images.ts';
 import type { DiskRef } from '../../appliance/hypervisor/hypervisor.ts';
 import { CheckpointStore } from '../../appliance/state/checkpoints.ts';
 import { type Database, openDatabase } from '../../appliance/state/database.ts';
@@ -195,14 +200,41 @@ t.test('the host stays away: the outcome is found out later, whatever it was', a
 });
 
 t.test(
-  'the appliance dies with its VM: an empty layer goes, replication has its disks',
+  'the appliance dies with its VM: layers that are there for all disks are taken over with what they hold',
+  async (t) => {
+    // Seen red without #adoptDetached: what the layer holds goes with it.
+    const w = await world(t);
+    w.host.loseAnswer('snapshotDisks');
+    const asked = w.take(10);
+    w.host.fail('listAttachedDisks', 'UND_HV_UNREACHABLE', 1);
+    await t.rejects(asked);
+    t.notOk(w.checkpoints.settled, 'nothing may be applied');
+    await writeFile(w.host.attached.get('uvda')!.disk.path, 'vda, written by mistake');
+    w.host.forgetAttached();
+    w.restart();
+    await w.checkpoints.settle();
+    t.ok(w.checkpoints.settled);
+    for (const [disk, image] of w.images)
+      await w.host.attachDisk(VM, image, { serial: `u${disk}` });
+    t.same(w.wrong(), []);
+    t.equal(w.checkpoints.list().length, 1);
+    t.equal(await readFile(w.images.get('vda')!.path, 'latin1'), 'vda, written by mistake');
+    await w.take(20);
+    t.same(w.wrong(), []);
+  },
+);
+
+t.test(
+  'the appliance dies with its VM, and one layer is missing: what is there goes',
   async (t) => {
     const w = await world(t);
     w.host.loseAnswer('snapshotDisks');
     const asked = w.take(10);
     w.host.fail('listAttachedDisks', 'UND_HV_UNREACHABLE', 1);
     await t.rejects(asked);
+    const made = w.host.attached.get('uvdb')!.disk;
     w.host.forgetAttached();
+    await w.host.deleteOverlay(made);
     w.restart();
     await w.checkpoints.settle();
     for (const [disk, image] of w.images)
@@ -223,6 +255,31 @@ t.test('a chain that somebody else changed is told, and nothing is touched', asy
   const before = await w.host.files();
   await t.rejects(w.checkpoints.settle(), { code: 'UND_DISK_CHAIN' });
   t.same(await w.host.files(), before);
+});
+
+t.test('of several images on record the one that rests on the others is written', async (t) => {
+  const w = await world(t);
+  await w.take(10);
+  await w.take(20);
+  const top = w.images.get('vda')!;
+  const [, middle, bottom] = await w.host.chain(top);
+  const where = { job: 'web1-replica', disk: 'vda' };
+  const newest = async (attached: DiskRef | null, written: DiskRef | null, recorded: DiskRef) =>
+    (await newestImage(w.host, where, { attached, written, recorded })).name;
+  t.equal(await newest(null, null, bottom!), bottom!.name);
+  t.equal(await newest(top, null, bottom!), top.name, 'a state that was set back');
+  t.equal(await newest(null, top, bottom!), top.name);
+  t.equal(await newest(null, bottom!, middle!), middle!.name, 'a note that was not made');
+  const gone = { ...middle!, name: 'merged-away' };
+  t.equal(await newest(top, gone, bottom!), top.name);
+  await t.rejects(newest(bottom!, top, middle!), { code: 'UND_DISK_CHAIN' });
+  const other = w.images.get('vdb')!;
+  await t.rejects(newest(other, null, bottom!), { code: 'UND_DISK_CHAIN' });
+
+  noteWrittenImages(w.dir, w.images);
+  t.same(readWrittenImages(w.dir), w.images);
+  await writeFile(join(w.dir, 'images.json'), '{');
+  t.equal(readWrittenImages(w.dir).size, 0);
 });
 
 t.test('references are persisted, and end with their holder', async (t) => {

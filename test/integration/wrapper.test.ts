@@ -2,8 +2,11 @@
  * Attempts to get out of the forced command of the appliance's key (image/host/understudy-host-shell), against a real
  * libvirt: whoever holds that key must reach nothing but the appliance's own VMs and images.
  */
+import { spawn } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { once } from 'node:events';
 import { existsSync } from 'node:fs';
-import { mkdir, readFile, symlink, writeFile } from 'node:fs/promises';
+import { mkdir, readFile, realpath, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { execa } from 'execa';
 import t from 'tap';
@@ -205,6 +208,40 @@ t.test(
     t.notOk(existsSync(flag), 'nothing ran');
   },
 );
+
+// Seen red without awaited(): the disk is made after whoever asked for it has gone and looked.
+t.test('nothing is done for somebody who has gone while it waited for its turn', async (t) => {
+  const hash = createHash('sha256')
+    .update(await realpath(config))
+    .digest('hex')
+    .slice(0, 16);
+  const holder = execa(
+    launcher[0]!,
+    [
+      ...launcher.slice(1),
+      ...['flock', `/run/understudy-host-${hash}.lock`, 'sh', '-c', 'echo held; read line'],
+    ],
+    { stdin: 'pipe', buffer: false },
+  );
+  await once(holder.stdout, 'data');
+  const [program = '', ...rest] = launcher;
+  const shell = join(ROOT, 'image/host/understudy-host-shell');
+  const request = {
+    verb: 'disk-create',
+    pool: POOL,
+    name: 'understudy-late.qcow2',
+    sizeBytes: MiB,
+  };
+  const asking = spawn(program, [...rest, '/usr/bin/python3', '-I', shell, config], {
+    env: { ...process.env, SSH_ORIGINAL_COMMAND: JSON.stringify(request) },
+    stdio: ['ignore', 'pipe', 'ignore'],
+  });
+  asking.stdout.destroy();
+  holder.stdin.end('go\n');
+  await Promise.all([holder, once(asking, 'close')]);
+  t.notOk(existsSync(image('understudy-late.qcow2')));
+  t.match(await ask(request), { ok: true }, 'who is there gets it');
+});
 
 t.test('a VM of somebody else: by name, id and UUID', { timeout: 600_000 }, async (t) => {
   const uuid = (await exec(['virsh', 'domuuid', 'foreign'])).trim();

@@ -272,6 +272,36 @@ t.test('at a point the replica stands still, while intake goes on', async (t) =>
   await writer;
 });
 
+// Seen red with an applier that goes on after any failure: the frame behind the point is on the disk.
+t.test('nothing is applied behind a checkpoint whose outcome is not known', async (t) => {
+  const feed = await Feed.start(t);
+  await feed.becomeWhole();
+  await feed.stream.drainApply();
+  const point = feed.seq;
+  let settled = false;
+  const fail = async () => {
+    // What arrives while the host is asked waits in the journal.
+    await feed.write(5, 5);
+    throw undError('UND_HV_UNREACHABLE', { host: 'h', reason: 'test' });
+  };
+  const asked = feed.stream.atAppliedPoint(fail, () => settled);
+  await t.rejects(asked, { code: 'UND_HV_UNREACHABLE' });
+  await t.rejects(feed.stream.drainApply(), { code: 'UND_APPLY_CHECKPOINT_UNKNOWN' });
+  t.ok((await feed.replica()).equals(feed.at[point]!), 'the replica is exactly at the point');
+  settled = true;
+  await feed.stream.closeDisks();
+  await feed.stream.reopenDisks(new Map([['d0', feed.path]]));
+  await feed.stream.drainApply();
+  t.ok((await feed.replica()).equals(feed.at[feed.seq]!), 'it goes on');
+  // A failure whose outcome is known changes nothing.
+  await t.rejects(
+    feed.stream.atAppliedPoint(fail, () => settled),
+    { code: 'UND_HV_UNREACHABLE' },
+  );
+  await feed.stream.drainApply();
+  t.ok((await feed.replica()).equals(feed.at[feed.seq]!));
+});
+
 t.test('after a crash the replica is at no point until everything was applied again', async (t) => {
   const feed = await Feed.start(t);
   await feed.becomeWhole();
