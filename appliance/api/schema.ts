@@ -1213,6 +1213,7 @@ export type ServerEvent = Static<typeof ServerEvent>;
  * POST   /api/mounts/:id/end           -> Failover (202)
  * GET    /api/mounts/:id/files?volume=V&path=P&from=N&limit=N -> FileListing (operator)
  * GET    /api/mounts/:id/file?volume=V&path=P -> the file, whole or a range of it (operator)
+ * GET    /api/mounts/:id/folder.tar?volume=V&path=P -> application/x-tar of a folder and all below it (operator)
  * GET    /api/mounts/:id/nbd-credentials.tar -> application/x-tar with what a client needs (operator)
  * GET    /api/failovers                -> Failover[]        (mounts are not among them)
  * GET    /api/failovers/:id            -> Failover

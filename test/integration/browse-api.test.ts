@@ -78,6 +78,7 @@ t.test('files of a moment, through the API', async (t) => {
   const old = fileSystem('old', {
     'etc/motd': 'old',
     'srv/rows': rows,
+    [`srv/deep/${'long'.repeat(40)}`]: 'far',
     'srv/naïve "name"': 'x',
   });
   await write(old);
@@ -149,7 +150,7 @@ t.test('files of a moment, through the API', async (t) => {
   const listing = await lab.call<FileListing>('GET', url('/srv', 'files'));
   t.same(
     listing.entries.map(({ kind, path }) => `${kind} ${path}`),
-    ['file /srv/na%C3%AFve%20%22name%22', 'file /srv/rows'],
+    ['folder /srv/deep', 'file /srv/na%C3%AFve%20%22name%22', 'file /srv/rows'],
   );
   // Red without the replay: the moment is behind the checkpoint; with one that goes on, it is 'new'.
   const motd = await lab.inject('GET', url('/etc/motd'));
@@ -203,6 +204,18 @@ t.test('files of a moment, through the API', async (t) => {
   });
   t.equal((await lab.inject('GET', url('/etc/motd'))).body, 'old');
 
+  const archive = await lab.inject('GET', url('/srv', 'folder.tar'));
+  t.equal(archive.statusCode, 200);
+  writeFileSync(join(work, 'srv.tar'), archive.rawPayload);
+  const unpacked = join(work, 'unpacked');
+  mkdirSync(unpacked);
+  sh('tar', '-C', unpacked, '-xf', join(work, 'srv.tar'));
+  // Red without the padding behind a file, and with names that are cut.
+  sh('diff', '-r', join(work, 'old/srv'), join(unpacked, 'srv'));
+  t.match((await lab.inject('GET', url('/etc/motd', 'folder.tar'))).json(), {
+    code: 'UND_MOUNT_PATH',
+  });
+
   const downloads = (await lab.call<AuditEntry[]>('GET', '/api/audit?limit=100')).filter(
     ({ act }) => act === 'mount.download',
   );
@@ -220,7 +233,7 @@ t.test('files of a moment, through the API', async (t) => {
   await lab.login('vera', PASSWORD);
   const second = 'another password of the test';
   await lab.inject('POST', '/api/session/password', { current: PASSWORD, next: second });
-  for (const what of ['file', 'files']) {
+  for (const what of ['file', 'files', 'folder.tar']) {
     t.equal((await lab.inject('GET', url('/etc/motd', what))).json().code, 'UND_AUTH_FORBIDDEN');
   }
   t.equal((await mount({ purpose: 'files' })).json().code, 'UND_AUTH_FORBIDDEN');

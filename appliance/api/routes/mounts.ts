@@ -1,5 +1,6 @@
 import { Readable } from 'node:stream';
 import Type, { type Static } from 'typebox';
+import { folderTar } from '../../recovery/browse/folder-tar.ts';
 import type { Router } from '../app.ts';
 import { attachment, byteRange } from '../download.ts';
 import { Failover, FileListing, GuestPath, MountRequest } from '../schema.ts';
@@ -120,6 +121,37 @@ export function registerMountRoutes(route: Router, { mounts }: Services): void {
         .send(
           Readable.from(browser.read(volume, path, fromBytes, lengthBytes), { objectMode: false }),
         );
+    },
+  });
+
+  route({
+    method: 'GET',
+    url: '/api/mounts/:id/folder.tar',
+    access: 'operator',
+    summary: 'A folder with all below it, as a tar archive',
+    act: 'mount.download',
+    object: (request) => {
+      const { volume, path } = request.query as Static<typeof FileQuery>;
+      return `${idOf(request)}: ${volume} ${path} (all below it)`;
+    },
+    schema: {
+      params: ById,
+      querystring: FileQuery,
+      response: { 200: { type: 'string', format: 'binary' } },
+    },
+    handler: async (request, reply) => {
+      const { volume, path: asked } = request.query as Static<typeof FileQuery>;
+      const browser = mounts.browser(idOf(request));
+      // Refused before anything is sent, and without the links on the way.
+      const { path } = await browser.list(volume, asked, 0, 1);
+      const name = path.slice(path.lastIndexOf('/') + 1) || volume;
+      return reply
+        .type('application/x-tar')
+        .headers({
+          'content-disposition': attachment(`${name}.tar`),
+          'content-security-policy': "default-src 'none'; sandbox",
+        })
+        .send(Readable.from(folderTar(browser, volume, path), { objectMode: false }));
     },
   });
 

@@ -226,6 +226,8 @@ export const api = {
     ),
   fileUrl: (mountId: string, volume: string, path: string) =>
     `/api/mounts/${id(mountId)}/file?volume=${id(volume)}&path=${id(path)}`,
+  folderUrl: (mountId: string, volume: string, path: string) =>
+    `/api/mounts/${id(mountId)}/folder.tar?volume=${id(volume)}&path=${id(path)}`,
   nbdCredentialsUrl: (mountId: string) => `/api/mounts/${id(mountId)}/nbd-credentials.tar`,
 
   undo: (failoverId: string, confirm: string) =>

@@ -171,6 +171,11 @@ function FolderCard(props: {
           </p>
         )}
         {listing && listing.entries.length > 0 && (
+          <a href={api.folderUrl(mountId, volume, listing.path)} download id="folder-download">
+            Download this folder (tar)
+          </a>
+        )}
+        {listing && listing.entries.length > 0 && (
           <Table variant="compact" aria-label="Folder" borders={false} id="folder-table">
             <Thead>
               <Tr>
