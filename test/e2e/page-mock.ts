@@ -1130,6 +1130,21 @@ export async function startPageMock(options: PageMockOptions): Promise<PageMock>
       return reply.code(202).send(check(contract.Failover, test, 'new test'));
     },
   );
+  app.get('/api/jobs/:id/checkpoints', async () =>
+    check(List(contract.Checkpoint), [], 'checkpoints'),
+  );
+  app.post<{ Params: { id: string }; Body: { autoEnd: contract.AutoEnd | null } }>(
+    '/api/failovers/:id/auto-end',
+    async (request, reply) => {
+      const failover = failovers.get(request.params.id);
+      if (!failover) return missing(reply);
+      const { autoEnd } = request.body;
+      const at = new Date(Date.now() + (autoEnd?.afterMinutes ?? 0) * 60_000).toISOString();
+      const changed = { ...failover, autoEnd: autoEnd && { ...autoEnd, at, heldBack: null } };
+      tell({ type: 'failover', failover: changed });
+      return check(contract.Failover, changed, 'auto-end');
+    },
+  );
   app.get('/api/failovers', async () =>
     check(
       List(contract.Failover),
