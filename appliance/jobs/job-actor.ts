@@ -345,11 +345,14 @@ export class JobActor {
       if (!mark) throw failed('order was lost before its mark');
       if (limit) {
         await limit.to(seq);
-        const there = await stream.atAppliedPoint(async (point) => {
-          if (point.seq !== seq) return false;
-          await this.#checkpoints.take(point, stream.journalId, `mark of the group: ${name}`);
-          return true;
-        });
+        const there = await stream.atAppliedPoint(
+          async (point) => {
+            if (point.seq !== seq) return false;
+            await this.#checkpoints.take(point, stream.journalId, `mark of the group: ${name}`);
+            return true;
+          },
+          () => this.#checkpoints.settled,
+        );
         if (!there) throw failed('the replica disks did not stand at the mark');
       }
       return { pointId, seq, sourceMs: mark.sourceMs, quiesced, reason };
