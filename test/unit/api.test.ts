@@ -9,10 +9,11 @@ const lab = new Lab();
 t.before(() => lab.start());
 t.teardown(() => lab.close());
 
-/** `POST /api/login …` lines of the comment that is the contract. */
-function contract(): string[] {
+/** `POST /api/login …` lines of the comment that is the contract, those that match. */
+function contract(which = /^/): string[] {
   const text = readFileSync(new URL('../../appliance/api/schema.ts', import.meta.url), 'utf8');
-  return [...text.matchAll(/^ \* (GET|POST|PATCH|DELETE) +(\/\S+)/gm)]
+  return [...text.matchAll(/^ \* (GET|POST|PATCH|DELETE) +(\/\S+).*$/gm)]
+    .filter(([line]) => which.test(line))
     .map(([, method, url]) => `${method} ${url!.split('?')[0]}`)
     .sort();
 }
@@ -32,8 +33,8 @@ const ADMIN = [
   'POST /api/config/backup',
   'POST /api/config/restore',
 ];
-/** Reading is for everyone who is logged in, but for these. */
-const OPERATOR_GET = ['GET /api/audit'];
+/** Reading is for everyone who is logged in, but for these and what the contract says is an operator's. */
+const OPERATOR_GET = ['GET /api/audit', ...contract(/ \(operator\)$/)];
 const OWN = ['GET /api/session', 'POST /api/session/password'];
 
 const real = (route: string): [string, string] => {
