@@ -7,6 +7,7 @@
  * upper one into those of the lower one, whose point is given up on record first.
  */
 import { randomBytes } from 'node:crypto';
+import { setTimeout as pause } from 'node:timers/promises';
 import { asUndError, type UndError, undError } from '../../protocol/errors.ts';
 import type { Logger } from '../control/logger.ts';
 import type { DiskRef, Hypervisor } from '../hypervisor/hypervisor.ts';
@@ -17,6 +18,7 @@ import { bySerial, findLeftover, readSnapshot, type SnapshotDisk, sameDisk } fro
 
 /** After a failure on schedule; the gate asks again by itself. */
 const RETRY_MS = 60_000;
+const CANCEL_MS = 500;
 
 export interface CheckpointContext {
   jobId: string;
@@ -48,6 +50,11 @@ export class Checkpointer {
   #last: Promise<unknown> = Promise.resolve();
   #scheduled: Promise<void> | null = null;
   #notBeforeMs = 0;
+  #merging: Promise<void> | null = null;
+  /** The overlay that the host is merging now. */
+  #committing: DiskRef | null = null;
+  /** How many wait for a merge to end early. */
+  #interruptions = 0;
 
   constructor(context: CheckpointContext) {
     this.#c = context;
@@ -189,46 +196,95 @@ export class Checkpointer {
    * Merges two neighbours. Interrupted, it goes on from what the chains say.
    * @throws UND_HV_…, UND_DISK_CHAIN
    */
-  merge({ lowerId, upperId }: Merge): Promise<void> {
+  merge(merge: Merge): Promise<void> {
     return this.#inTurn(async () => {
-      await this.#settle();
-      const lower = this.#c.store.get(lowerId);
-      if (!lower || lower.state.name === 'intended') return;
-      // Somebody may have come to rest on them since it was planned or interrupted.
-      if (this.#isHeld(lowerId)) return;
-      if (lower.state.name === 'kept') {
-        if (!this.#c.mayMerge()) return;
-        this.#c.store.setState(lowerId, { ...lower.state, name: 'merging', upperId });
-        this.#touched();
+      this.#merging = this.#merge(merge);
+      try {
+        await this.#merging;
+      } finally {
+        this.#merging = null;
       }
-      for (const { diskId, image } of this.#c.disks()) {
-        const upper = this.#c.store.get(upperId);
-        if (upper?.state.name !== 'kept' || !this.#c.mayMerge()) return;
-        const from = upper.state.layers[diskId]!;
-        const into = lower.state.layers[diskId]!;
-        if (sameDisk(from, into)) continue;
-        await this.#mergeLayer(diskId, image, from, into);
-        const layers = { ...upper.state.layers, [diskId]: into };
-        this.#c.store.setState(upperId, { name: 'kept', layers });
-      }
-      this.#c.store.remove(lowerId);
-      this.#touched();
     });
   }
 
-  async #mergeLayer(disk: string, image: DiskRef, from: DiskRef, into: DiskRef): Promise<void> {
+  async #merge({ lowerId, upperId }: Merge): Promise<void> {
+    await this.#settle();
+    const lower = this.#c.store.get(lowerId);
+    if (!lower || lower.state.name === 'intended') return;
+    // Somebody may have come to rest on them since it was planned or interrupted.
+    if (this.#isHeld(lowerId)) return;
+    if (lower.state.name === 'kept') {
+      if (!this.#c.mayMerge()) return;
+      this.#c.store.setState(lowerId, { ...lower.state, name: 'merging', upperId });
+      this.#touched();
+    }
+    for (const { diskId, image } of this.#c.disks()) {
+      const upper = this.#c.store.get(upperId);
+      if (upper?.state.name !== 'kept' || !this.#c.mayMerge()) return;
+      const from = upper.state.layers[diskId]!;
+      const into = lower.state.layers[diskId]!;
+      if (sameDisk(from, into)) continue;
+      try {
+        if (!(await this.#mergeLayer(diskId, image, from, into))) return;
+      } catch (error) {
+        // It ends by our own doing; what came of it, the next run reads back.
+        if (this.#interruptions > 0) return;
+        throw error;
+      }
+      const layers = { ...upper.state.layers, [diskId]: into };
+      this.#c.store.setState(upperId, { name: 'kept', layers });
+    }
+    this.#c.store.remove(lowerId);
+    this.#touched();
+  }
+
+  /**
+   * Ends the merge that is under way, if there is one, so that what waits for it goes on at once. It is taken up again after
+   * a minute. Returns when it has ended; never throws.
+   */
+  async interruptMerge(): Promise<void> {
+    this.#interruptions++;
+    this.#notBeforeMs = Math.max(this.#notBeforeMs, Date.now() + RETRY_MS);
+    try {
+      // Again and again: the host may not have begun with it when it is asked first.
+      while (this.#merging) {
+        if (this.#committing) await this.#cancel(this.#committing);
+        await Promise.race([this.#merging?.catch(() => undefined), pause(CANCEL_MS)]);
+      }
+    } finally {
+      this.#interruptions--;
+    }
+  }
+
+  async #cancel(overlay: DiskRef): Promise<void> {
+    try {
+      await this.#c.hypervisor().cancelCommit(overlay);
+    } catch (error) {
+      const { code, message } = asUndError(error);
+      this.#c.log.warn({ jobId: this.#c.jobId, code }, `a merge goes on: ${message}`);
+    }
+  }
+
+  /** @returns false when it was not begun, because somebody waits for its end */
+  async #mergeLayer(disk: string, image: DiskRef, from: DiskRef, into: DiskRef): Promise<boolean> {
     const hypervisor = this.#c.hypervisor();
     const chain = await hypervisor.chain(image);
     const at = chain.findIndex((layer) => sameDisk(layer, from));
     if (at > 0 && sameDisk(chain[at + 1], into)) {
-      await hypervisor.commitOverlay(from);
-      return;
+      if (this.#interruptions > 0) return false;
+      this.#committing = from;
+      try {
+        await hypervisor.commitOverlay(from);
+      } finally {
+        this.#committing = null;
+      }
+      return true;
     }
     if (at < 0 && chain.some((layer) => sameDisk(layer, into))) {
       // A former run merged it, and may have ended before the emptied file was deleted.
       const left = await findLeftover(hypervisor, into, from.name);
       if (left) await hypervisor.deleteOverlay(left);
-      return;
+      return true;
     }
     const found = chain.map(({ name }) => name).join(' on ');
     throw this.#chainError(disk, `${from.name} on ${into.name}`, found);

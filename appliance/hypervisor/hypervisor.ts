@@ -105,6 +105,13 @@ export interface Hypervisor {
    */
   commitOverlay(overlay: DiskRef): Promise<DiskRef>;
 
+  /**
+   * Ends a merge of this overlay that is under way on a running VM: its `commitOverlay` throws then, and what the VM's
+   * disk holds is as before; the layer below has got a part of it, so its own state is lost. No error when there is none,
+   * or when it is done offline (that one goes on).
+   */
+  cancelCommit(overlay: DiskRef): Promise<void>;
+
   /** Throws an overlay's changes away. As `deleteDisk`, but refuses a disk that is no overlay (`UND_HV_NO_BASE`). */
   deleteOverlay(overlay: DiskRef): Promise<void>;
 

@@ -990,6 +990,7 @@ export class JobActor {
       const timer = setInterval(told, 1000);
       try {
         const appliedSeq = await stream.drainApply();
+        await this.#checkpoints.interruptMerge();
         await this.#checkpoints.idle();
         const images = this.row.disks.map(({ diskId, replica }) => ({ diskId, image: replica! }));
         return { appliedSeq, images };
@@ -1001,7 +1002,9 @@ export class JobActor {
 
   /** @see JobHandle.choosePoint */
   choosePoint(sourceTime: string, failoverId: string | null): Promise<RecoveryPoint> {
+    const interrupted = failoverId === null ? null : this.#checkpoints.interruptMerge();
     return this.#inTurn(async () => {
+      await interrupted;
       const stream = await this.#openStream(false);
       const atMs = Date.parse(sourceTime);
       const holder = failoverId === null ? null : failoverHolder(failoverId);
@@ -1052,6 +1055,7 @@ export class JobActor {
     const stream = this.#stream;
     if (this.row.phase.name !== 'active') throw this.#stateError('tested');
     if (!stream || !this.#disksOpen) throw notReady('its replica disks are not attached');
+    await this.#checkpoints.interruptMerge();
     // Not in turn: apply has to come to a halt for it, and what has the turn may be waiting for apply.
     const point = await stream.atAppliedPoint(
       async (now) => {

@@ -262,8 +262,24 @@ export class FolderHypervisor implements Hypervisor, DiskLocator {
     return overlay;
   }
 
+  /** Merges go on until they are cancelled. */
+  slowCommits = false;
+  readonly #cancels = new Map<string, () => void>();
+
+  async cancelCommit(overlay: DiskRef): Promise<void> {
+    this.#call('cancelCommit');
+    this.#cancels.get(overlay.name)?.();
+    this.#cancels.delete(overlay.name);
+  }
+
   async commitOverlay(overlay: DiskRef): Promise<DiskRef> {
     this.#call('commitOverlay');
+    if (this.slowCommits) {
+      const { promise, reject } = Promise.withResolvers<never>();
+      const cancelled = undError('UND_HV_FAILED', { action: 'commit', reason: 'cancelled' });
+      this.#cancels.set(overlay.name, () => reject(cancelled));
+      await promise;
+    }
     const base = this.bases.get(overlay.name);
     if (!base) throw undError('UND_HV_NO_BASE', { disk: overlay.name });
     const above = [...this.bases].filter(([, below]) => below.name === overlay.name);

@@ -18,7 +18,7 @@ import type { DiskRef } from '../../appliance/hypervisor/hypervisor.ts';
 import { CheckpointStore } from '../../appliance/state/checkpoints.ts';
 import { type Database, openDatabase } from '../../appliance/state/database.ts';
 import { undError } from '../../protocol/errors.ts';
-import { FolderHypervisor } from './api.lab.ts';
+import { FolderHypervisor, until } from './api.lab.ts';
 
 const VM = 'understudy-appliance';
 const JOURNAL = 'journal-1';
@@ -337,6 +337,27 @@ t.test('a merge that is interrupted goes on from what the chains say', async (t)
       t.equal(await w.files(), 8);
       for (const disk of ['vda', 'vdb']) t.equal(await w.contentAt(30, disk), `${disk} at 30`);
     }
+  }
+});
+
+// Red when the merge is waited for, and when its end by our own doing is an error or counts as done.
+t.test('a merge ends early for what waits for it, and is done later', async (t) => {
+  const w = await world(t);
+  await w.takeSome();
+  w.host.slowCommits = true;
+  const merging = w.merge(20);
+  await until('the merge', () => w.host.calls.includes('commitOverlay'));
+  await w.checkpoints.interruptMerge();
+  await merging;
+  t.equal(w.checkpoints.list()[1]?.state.name, 'merging', 'its point is given up already');
+  await w.take(50);
+  t.ok(await w.checkpoints.baseFor(50, JOURNAL, null), 'and a checkpoint was taken meanwhile');
+  w.host.slowCommits = false;
+  await w.checkpoints.interruptMerge();
+  await w.merge(20);
+  t.same(w.wrong(), []);
+  for (const seq of [10, 30, 40]) {
+    for (const disk of ['vda', 'vdb']) t.equal(await w.contentAt(seq, disk), `${disk} at ${seq}`);
   }
 });
 

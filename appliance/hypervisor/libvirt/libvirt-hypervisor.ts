@@ -215,6 +215,10 @@ export class LibvirtHypervisor implements Hypervisor {
     return asDiskRef(await this.#transport.call('disk-commit', addressOf(overlay)));
   }
 
+  async cancelCommit(overlay: DiskRef): Promise<void> {
+    await this.#transport.call('disk-commit-cancel', addressOf(overlay));
+  }
+
   async chain(disk: DiskRef): Promise<DiskLayer[]> {
     return readChain(this.#transport, disk);
   }

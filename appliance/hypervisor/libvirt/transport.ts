@@ -35,6 +35,7 @@ export type Verb =
   | 'disk-detach'
   | 'disk-snapshot'
   | 'disk-commit'
+  | 'disk-commit-cancel'
   | 'screenshot'
   | 'console-tail'
   | 'addresses'
