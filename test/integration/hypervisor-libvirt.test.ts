@@ -88,49 +88,6 @@ const ready = fixture;
 
 hypervisorConformance(() => ready);
 
-// Red without the abort: the merge goes on for minutes.
-t.test(
-  'a merge is cancelled: the disk holds what it held, and it can be merged later',
-  async (t) => {
-    const { hypervisor, run } = ready;
-    const disk = await hypervisor.createDisk({
-      pool: 'default',
-      name: 'slow',
-      sizeBytes: 8 * 2 ** 20,
-    });
-    const { target } = await hypervisor.attachDisk(APPLIANCE, disk, { serial: 'uslow' });
-    const dev = `d=; for i in $(seq 300); do for b in /sys/block/sd*; do grep -q uslow $b/device/vpd_pg80 && d=/dev/\${b##*/}; done; [ -n "$d" ] && [ -b "$d" ] && break; usleep 100000; done; [ -n "$d" ] || exit 9`;
-    const take = async (overlayName: string) => {
-      const [taken] = await hypervisor.snapshotDisks(APPLIANCE, [{ serial: 'uslow', overlayName }]);
-      return taken!.top;
-    };
-    const middle = await take('slow-1');
-    await run(`${dev}; dd if=/dev/urandom of=$d bs=64k count=64 conv=fsync 2>/dev/null`);
-    const sum = () => run(`${dev}; echo 3 >/proc/sys/vm/drop_caches; md5sum <$d`);
-    const before = await sum();
-    const top = await take('slow-2');
-    await hypervisor.cancelCommit(middle);
-    // 4 MiB at 16 KiB/s.
-    await one.exec([
-      ...['virsh', 'blockcommit', APPLIANCE, target, '--top', middle.path, '--base', disk.path],
-      ...['--bytes', '--bandwidth', '16384'],
-    ]);
-    const jobs = () => one.exec(['virsh', 'blockjob', APPLIANCE, target, '--raw']);
-    t.match(await jobs(), /Commit|commit/, 'it is under way');
-    await hypervisor.cancelCommit(top);
-    t.match(await jobs(), /Commit|commit/, 'another layer is not meant');
-    await hypervisor.cancelCommit(middle);
-    t.equal((await jobs()).trim(), '');
-    t.equal((await hypervisor.chain(top)).length, 3, 'nothing was merged');
-    t.equal(await sum(), before);
-    t.same(await hypervisor.commitOverlay(middle), disk);
-    t.equal((await hypervisor.chain(top)).length, 2);
-    t.equal(await sum(), before);
-    await hypervisor.detachDisk(APPLIANCE, 'uslow');
-    for (const layer of await hypervisor.chain(top)) await hypervisor.deleteDisk(layer);
-  },
-);
-
 // Red without the verb controller-add: libvirt makes up an lsilogic controller for the first disk, or refuses it.
 t.test(
   'an imported appliance has no virtio-scsi controller: it is given one, or told how to get one',

@@ -287,6 +287,60 @@ t.test('a VM of somebody else: by name, id and UUID', { timeout: 600_000 }, asyn
   t.equal((await exec(['virsh', 'domstate', 'foreign'])).trim(), 'running');
 });
 
+// Red without the abort: the merge goes on for minutes.
+t.test('a merge is cancelled: nothing is lost, and it can be done later', async (t) => {
+  const name = (layer: string) => `understudy-${layer}.qcow2`;
+  const of = (layer: string) => ({ pool: POOL, name: name(layer) });
+  const create = (layer: string, ...more: string[]) =>
+    execa('qemu-img', ['create', '-q', '-f', 'qcow2', ...more, image(name(layer))]);
+  await execa('qemu-img', ['create', '-q', '-f', 'qcow2', image(name('slow-base')), '16M']);
+  for (const [layer, below] of [
+    ['slow-mid', 'slow-base'],
+    ['slow-top', 'slow-mid'],
+  ] as const) {
+    await create(layer, '-F', 'qcow2', '-b', image(name(below)));
+    if (layer !== 'slow-mid') continue;
+    await execa('qemu-io', ['-f', 'qcow2', '-c', 'write -P 0xab 0 8M', image(name(layer))]);
+  }
+  const disk = { ...of('slow-top'), path: image(name('slow-top')) };
+  const xml = buildDomainXml(
+    {
+      name: 'slow',
+      vcpus: 1,
+      memoryBytes: 32 * MiB,
+      firmware: 'bios',
+      disks: [{ disk, serial: 'uslow' }],
+      nics: [],
+    },
+    { virtType: 'qemu', caches: ['none'] },
+  );
+  t.match(await define(xml), { ok: true });
+  t.match(await ask({ verb: 'vm-start', vm: 'slow' }), { ok: true });
+  const [target = ''] = (await exec(['virsh', 'domblklist', 'slow'])).match(/\b[sv]d[a-z]\b/) ?? [];
+  const jobs = () => exec(['virsh', 'blockjob', 'slow', target, '--raw']);
+  const cancel = (layer: string) => ask({ verb: 'disk-commit-cancel', ...of(layer) });
+  const layers = async () =>
+    (await exec(['qemu-img', 'info', '-U', '--backing-chain', disk.path])).match(/^image:/gm)
+      ?.length;
+  t.match(await cancel('slow-mid'), { ok: true }, 'there is none');
+  // 8 MiB at 16 KiB/s.
+  await exec([
+    ...['virsh', 'blockcommit', 'slow', target, '--bytes', '--bandwidth', '16384'],
+    ...['--top', image(name('slow-mid')), '--base', image(name('slow-base'))],
+  ]);
+  t.match(await jobs(), /Commit/, 'it is under way');
+  t.match(await cancel('slow-top'), { ok: true });
+  t.match(await jobs(), /Commit/, 'the layer that is written is not meant');
+  t.match(await cancel('slow-mid'), { ok: true });
+  t.equal((await jobs()).trim(), '');
+  t.equal(await layers(), 3, 'nothing was merged');
+  t.match(await ask({ verb: 'disk-commit', ...of('slow-mid') }), { ok: true });
+  t.equal(await layers(), 2);
+  await exec(['qemu-io', '-U', '-r', '-f', 'qcow2', '-c', 'read -P 0xab 0 8M', disk.path]);
+  t.match(await ask({ verb: 'vm-destroy', vm: 'slow' }), { ok: true });
+  t.match(await ask({ verb: 'vm-undefine', vm: 'slow' }), { ok: true });
+});
+
 t.test('files of somebody else: names, paths, links, chains', { timeout: 600_000 }, async (t) => {
   const secret = join(dir, 'secret.qcow2');
   await qcow2(secret);
