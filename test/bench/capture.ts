@@ -208,13 +208,14 @@ async function* pgbenchRows(
   options: BenchOptions,
 ): AsyncGenerator<Row> {
   const lab = new BenchLab({ ...variant, diskMiB: 1536 });
-  let postgres: Postgres | undefined;
   try {
     await lab.startAppliance();
-    postgres = new Postgres(lab.dev);
+    const postgres = new Postgres(lab.dev);
+    // Also when the bench is interrupted.
+    lab.later(() => postgres.stop());
     const { pgbench } = await sideBySide(
       lab,
-      { pgbench: () => postgres!.transactionsPerSec(plan.seconds * 2) },
+      { pgbench: () => postgres.transactionsPerSec(plan.seconds * 2) },
       plan,
       options,
     );
@@ -225,7 +226,6 @@ async function* pgbenchRows(
       variant.medium === 'disk' ? { atLeast: 0.95 } : undefined,
     );
   } finally {
-    postgres?.stop();
     await lab.close();
   }
 }
