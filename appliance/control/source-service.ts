@@ -302,7 +302,9 @@ export class SourceService {
         outcome: 'refused',
         detail: `from ${from}: ${error.code}: ${error.message}`,
       });
-      this.#o.events.publish({ type: 'notice', level: 'danger', error: toApiError(error) });
+      // A source that comes back beside its replica is told so: worth a word, and nothing is wrong.
+      const level = error.code === 'UND_AGENT_FENCED' ? 'warning' : 'danger';
+      this.#o.events.publish({ type: 'notice', level, error: toApiError(error) });
     }
     if (this.#live.has(sourceId)) this.#publish(sourceId);
     else if (row.state.name !== 'installing' && row.state.name !== 'uninstalling') {

@@ -412,6 +412,8 @@ t.test('what goes wrong is told with code, message and hint', async (t) => {
     },
   });
   await see(page, '[data-testid=notice][data-code=UND_HV_UNREACHABLE]');
+  const notice = await page.locator('[data-testid=notice]').boundingBox();
+  t.ok((notice?.y ?? 0) > 400, 'the buttons of the head stay free', { notice });
   await go(page, '/');
   await see(page, '#overview-concerns');
   await picture(opened, '34-overview-attention');
