@@ -104,6 +104,9 @@ function UpgradeBanner() {
   );
 }
 
+/** They lie over the page, and so leave by themselves; what is wrong stays where it is wrong, and in the audit log. */
+const NOTICE_MS = { info: 15_000, warning: 15_000, danger: 30_000 };
+
 function Notices() {
   const { notices } = useLive();
   return (
@@ -115,7 +118,7 @@ function Notices() {
           title={error.message}
           data-testid="notice"
           data-code={error.code}
-          timeout={level === 'danger' ? false : 15_000}
+          timeout={NOTICE_MS[level]}
           onTimeout={() => dismissNotice(key)}
           actionClose={<AlertActionCloseButton onClose={() => dismissNotice(key)} />}
         >
