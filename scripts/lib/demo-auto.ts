@@ -88,6 +88,13 @@ async function add(): Promise<Source> {
 }
 
 let source = await findOrAdd();
+// Before anything is waited for: the agent of a server that was failed over is passive.
+const former = source.jobId ? await api.job(source.jobId) : undefined;
+if (former?.state.name === 'failed-over' || former?.state.name === 'failing-over') {
+  say(`${source.name} is failed over already: its replica is ${former.settings.replicaName}`);
+  say('undo or commit that failover on the page, or start anew: scripts/demo down');
+  process.exit(0);
+}
 source = await until('the agent to come online', 600_000, async () => {
   const now = await api.source(source.sourceId);
   say(
@@ -102,12 +109,6 @@ const inventory = source.inventory;
 if (!inventory) throw new Error('no inventory');
 say(`${inventory.os}, kernel ${inventory.kernel}, ${inventory.disks.length} disks`);
 
-const former = source.jobId ? await api.job(source.jobId) : undefined;
-if (former?.state.name === 'failed-over' || former?.state.name === 'failing-over') {
-  say(`${source.name} is failed over already: its replica is ${former.settings.replicaName}`);
-  say('undo or commit that failover on the page, or start anew: scripts/demo down');
-  process.exit(0);
-}
 let job =
   former ??
   (await api.call<Job>('/api/jobs', {
@@ -152,7 +153,9 @@ failover = await until('the failover to end', 1_800_000, async () => {
   return now.state.name === 'completed' ? now : undefined;
 });
 if (failover.state.name === 'completed') say(`the replica runs: ${failover.state.proof}`);
-say(`addresses ${failover.addresses.join(', ') || 'none seen'}; loss ${failover.point.lossMs} ms`);
+say(
+  `addresses ${failover.addresses.join(', ') || 'none seen'}; loss ${Math.round(failover.point.lossMs ?? 0)} ms`,
+);
 const picture = await api.raw(`/api/failovers/${failover.failoverId}/screenshot`);
 if (picture.status === 200) {
   const path = join(root, 'build/demo-screenshot.png');
