@@ -44,8 +44,8 @@ function item(fields: Rasd): string {
  * The OVF descriptor. The hardware is what VMware, VirtualBox and the QEMU-based importers all know and emulate in the
  * same way: an AHCI SATA controller and an E1000 network card. ("LSI Logic" is another chip on each of them. On libvirt,
  * scripts/deploy uses the qcow2 image and virtio.) A virtio-scsi controller, which replica disks are attached to, is not
- * named here: VMware refuses the whole OVA for one and virt-v2v drops it, so the libvirt driver adds it when the first disk
- * is attached. Resource types are CIM's: 3 processor, 4 memory, 10 Ethernet, 17 disk,
+ * named here, because not every importer knows one (VMware and virt-v2v were not tried): the libvirt driver adds it when
+ * the first disk is attached. Resource types are CIM's: 3 processor, 4 memory, 10 Ethernet, 17 disk,
  * 20 other storage, which is where SATA went; 96 is 64-bit Debian.
  */
 export function ovfDescriptor(machine: OvaMachine): string {
