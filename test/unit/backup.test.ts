@@ -1,6 +1,7 @@
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { DatabaseSync } from 'node:sqlite';
 import t from 'tap';
 import type { SystemInfo, User } from '../../appliance/api/schema.ts';
 import { openBackup, sealBackup } from '../../appliance/backup/backup-file.ts';
@@ -76,6 +77,11 @@ t.test('a restore brings back users, authority and identity, at the next start',
     password: 'long enough 1',
     role: 'viewer',
   });
+  const state = new DatabaseSync(join(lab.dir, 'data/state.db'), {
+    enableForeignKeyConstraints: false,
+  });
+  state.exec(`INSERT INTO checkpoints VALUES (NULL, 'j', 'journal', 1, 1, 1, 1, 'test', '{}')`);
+  state.close();
   const answer = await lab.inject('POST', '/api/config/backup', { passphrase: PHRASE });
   t.equal(answer.statusCode, 200);
   t.equal(answer.headers['content-type'], 'application/octet-stream');
@@ -119,6 +125,12 @@ t.test('a restore brings back users, authority and identity, at the next start',
   const other = await new Lab().start();
   t.teardown(() => other.close());
   await stageRestore(join(other.dir, 'data'), Buffer.from(backupBase64, 'base64'), PHRASE);
+  const staged = new DatabaseSync(join(other.dir, 'data/restore.pending/state.db'));
+  const { rows } = staged.prepare('SELECT count(*) AS rows FROM checkpoints').get() as {
+    rows: number;
+  };
+  staged.close();
+  t.equal(rows, 0, 'what the backup knew of checkpoints is forgotten');
   await other.restart();
   await other.login('admin', PASSWORD);
   const there = await other.call<SystemInfo>('GET', '/api/system');

@@ -104,12 +104,16 @@ t.test(
     writeFileSync(join(root, 'etc/passwd'), "the guest's");
     symlinkSync('/etc/passwd', join(root, 'absolute'));
     symlinkSync('../../../../etc', join(root, 'up'));
+    mkdirSync(join(root, 'deep/er'), { recursive: true });
+    symlinkSync('/etc/passwd', join(root, 'deep/er/absolute'));
     symlinkSync('../secret', join(root, 'beside'));
     symlinkSync('loop', join(root, 'loop'));
     const odd = Buffer.concat([Buffer.from(`${root}/caf`), Buffer.from([0xe9, 0x0a, 0x22])]);
     writeFileSync(odd, 'latin');
     const files = new GuestFiles(root, 'vda1');
     t.equal(files.read('/absolute', 0, 100).toString(), "the guest's");
+    t.equal(files.read('/deep/er/absolute', 0, 100).toString(), "the guest's");
+    rmSync(join(root, 'deep'), { recursive: true });
     t.equal(files.read('/up/passwd', 0, 100).toString(), "the guest's");
     t.equal(files.read('/../../etc/../etc/passwd', 4, 5).toString(), 'guest');
     t.equal(
