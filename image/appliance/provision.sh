@@ -4,7 +4,7 @@ set -eu
 zstd -q -dc /tmp/appliance.tar.zst | tar -x -C / --no-same-owner
 rm /tmp/appliance.tar.zst
 
-systemctl -q enable understudy-data understudy-config understudy-banner.service understudy-banner.path \
+systemctl -q enable understudy-data understudy-config understudy-banner.service understudy-banner.path understudy-banner.timer \
   understudy-appliance ssh
 ln -sf /run/understudy/resolv.conf /etc/resolv.conf
 printf '\n' >/etc/issue
