@@ -198,6 +198,20 @@ t.test(
   },
 );
 
+// The path unit is deaf while the banner is drawn. Red when the timer is stopped with it.
+t.test('the console tells an address that no file told of', async (t) => {
+  await ssh('systemctl stop understudy-banner.path');
+  await ssh(
+    'ip addr add 10.0.2.78/24 dev $(ip -o route get 10.0.2.2 | sed "s/.* dev //; s/ .*//")',
+  );
+  const banner = await waitFor('the new address on the serial console', async () => {
+    const text = await readFile(serial, 'utf8');
+    return text.includes('https://10.0.2.78/') && text;
+  });
+  t.match(banner, 'https://10.0.2.78/');
+  await ssh('systemctl start understudy-banner.path');
+});
+
 t.test('the settings of the CD-ROM are taken and kept on the data disk', async (t) => {
   t.equal(
     await ssh('hostname; findmnt -nro SOURCE,FSTYPE /var/lib/understudy'),
