@@ -48,9 +48,10 @@ import { TestScheduler } from './recovery/test-schedule.ts';
 import type { GuestPreparer } from './recovery/types.ts';
 import type { ApplianceAddress } from './sources/installer.ts';
 import { AuditStore } from './state/audit.ts';
+import { upgradeAccepted } from './state/before-upgrade.ts';
 import { CertificateStore } from './state/certificates.ts';
 import { CheckpointStore } from './state/checkpoints.ts';
-import { openDatabase } from './state/database.ts';
+import { openState } from './state/database.ts';
 import { EnrolTokenStore } from './state/enrol-tokens.ts';
 import { FailoverRecordStore } from './state/failovers.ts';
 import { writeFileDurably } from './state/files.ts';
@@ -130,7 +131,8 @@ export async function startAppliance(
   mkdirSync(config.dataDir, { recursive: true, mode: 0o700 });
   mkdirSync(config.journalDir, { recursive: true, mode: 0o700 });
   const restored = swapInRestore(config.dataDir);
-  const db = openDatabase(join(config.dataDir, 'state.db'));
+  const stateFile = join(config.dataDir, 'state.db');
+  const { db, takenBack } = openState(stateFile);
   const box = SecretBox.open(join(config.dataDir, 'secrets.key'));
 
   const settings = new SettingStore(db);
@@ -152,6 +154,15 @@ export async function startAppliance(
   const outside = await makeOutside(log);
   const now = outside.now ?? Date.now;
   if (restored) log.warn({}, 'a configuration backup was restored');
+  if (takenBack)
+    log.warn({}, 'a newer version was given up: this is the state as it was before it');
+  // Whoever installed this version sees its page answer: there is no way back from then on.
+  let answered = false;
+  app.addHook('onResponse', async () => {
+    if (answered) return;
+    answered = true;
+    upgradeAccepted(stateFile);
+  });
 
   const audit = new AuditLog(new AuditStore(db));
   const auth = new AuthService({
@@ -503,7 +514,11 @@ export async function startAppliance(
     act: 'start',
     object: VERSION,
     outcome: 'ok',
-    detail: restored ? 'after the restore of a configuration backup' : '',
+    detail: restored
+      ? 'after the restore of a configuration backup'
+      : takenBack
+        ? 'with the state as it was before an upgrade that was given up'
+        : '',
   });
 
   return {

@@ -16,8 +16,10 @@ import { undError } from '../../protocol/errors.ts';
 import { VERSION } from '../../protocol/version.ts';
 import { SecretBox } from '../auth/secret-box.ts';
 import { CertificateAuthority } from '../identity/certificate-authority.ts';
+
 import { type Database, SCHEMA_VERSION } from '../state/database.ts';
 import { syncDirectory, writeFileDurably } from '../state/files.ts';
+import { forgetCheckpoints } from '../state/forget-checkpoints.ts';
 import { openBackup, sealBackup } from './backup-file.ts';
 
 /** What a backup holds, by its path in the data folder. */
@@ -114,7 +116,13 @@ export async function stageRestore(
       writeFileDurably(join(staging, path), Buffer.from(part, 'base64'), mode);
     }
     checkState(join(staging, STATE));
-    forgetCheckpoints(join(staging, STATE));
+    // Layers were merged and made since the backup. New checkpoints are made at once, and history goes on.
+    const state = new DatabaseSync(join(staging, STATE));
+    try {
+      forgetCheckpoints(state);
+    } finally {
+      state.close();
+    }
     // Proves that key and authority belong together before they take the place of those that do.
     const box = SecretBox.open(join(staging, 'secrets.key'));
     await CertificateAuthority.open(join(staging, 'ca'), box).catch((cause) => {
@@ -126,26 +134,6 @@ export async function stageRestore(
     syncDirectory(dataDir);
   } finally {
     rmSync(staging, { recursive: true, force: true });
-  }
-}
-
-/**
- * What a backup says of the layers below the replica disks is as old as the backup: layers were merged and made since,
- * and a checkpoint taken for what it no longer is would be a false point. New ones are made at once; history goes on.
- */
-function forgetCheckpoints(path: string): void {
-  const db = new DatabaseSync(path);
-  try {
-    const tables = db
-      .prepare(
-        "SELECT name FROM sqlite_schema WHERE name IN ('checkpoint_references', 'checkpoints')",
-      )
-      .all() as Array<{ name: string }>;
-    for (const name of ['checkpoint_references', 'checkpoints']) {
-      if (tables.some((table) => table.name === name)) db.exec(`DELETE FROM ${name}`);
-    }
-  } finally {
-    db.close();
   }
 }
 

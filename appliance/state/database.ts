@@ -3,22 +3,52 @@
  * Writes are durable when a store's method returns (WAL, synchronous=FULL): a step that was recorded has happened.
  */
 import { DatabaseSync } from 'node:sqlite';
+import { keepBeforeUpgrade, schemaVersion, takeBack } from './before-upgrade.ts';
 import { MIGRATIONS } from './migrations.ts';
 
 export type Database = DatabaseSync;
 
-/** Opens the state file, making or migrating it. Throws when the file is of a newer version of the appliance. */
-export function openDatabase(path: string): Database {
+export interface Opened {
+  db: Database;
+  /** An upgrade to a newer version was given up: this is the state as it was before it. */
+  takenBack: boolean;
+}
+
+/**
+ * Opens the state file, making or migrating it; before its form is changed a copy stays beside it, see before-upgrade.ts.
+ * Throws when the file is of a newer version of the appliance and there is no such copy.
+ */
+export function openState(path: string): Opened {
+  let db = connect(path);
+  let takenBack = false;
+  try {
+    if (schemaVersion(db) > MIGRATIONS.length) {
+      db.close();
+      takenBack = takeBack(path, MIGRATIONS.length);
+      db = connect(path);
+    }
+    const version = schemaVersion(db);
+    if (version > 0 && version < MIGRATIONS.length) keepBeforeUpgrade(db, path);
+    migrate(db);
+    return { db, takenBack };
+  } catch (error) {
+    if (db.isOpen) db.close();
+    throw error;
+  }
+}
+
+/** As `openState`, for those who do not care about upgrades. */
+export const openDatabase = (path: string): Database => openState(path).db;
+
+function connect(path: string): Database {
   const db = new DatabaseSync(path, { enableForeignKeyConstraints: true, timeout: 5000 });
   db.exec('PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;');
-  migrate(db);
   return db;
 }
 
 /** Brings the schema to the newest version, one transaction per step. */
 export function migrate(db: Database): void {
-  const row = db.prepare('PRAGMA user_version').get() as { user_version: number };
-  let version = row.user_version;
+  let version = schemaVersion(db);
   if (version > MIGRATIONS.length) {
     throw new Error(
       `the state file is of schema ${version}, this version knows ${MIGRATIONS.length}: it was written by a newer appliance`,

@@ -11,6 +11,16 @@ export function syncDirectory(path: string): void {
   }
 }
 
+/** Makes a file's content durable that somebody else has written. */
+export function syncFile(path: string): void {
+  const fd = openSync(path, 'r+');
+  try {
+    fsyncSync(fd);
+  } finally {
+    closeSync(fd);
+  }
+}
+
 /** Writes a small file so that after a crash there is the old one or the new one, never a part. */
 export function writeFileDurably(path: string, content: Uint8Array | string, mode: number): void {
   const temporary = `${path}.new`;

@@ -6,11 +6,13 @@ import { createHash, X509Certificate } from 'node:crypto';
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
+import { DatabaseSync } from 'node:sqlite';
 import { connect } from 'node:tls';
 import { execa } from 'execa';
 import t from 'tap';
 import type { Source, User } from '../../appliance/api/schema.ts';
 import { SERVER_NAME } from '../../appliance/identity/certificate-authority.ts';
+import { keepBeforeUpgrade, schemaVersion } from '../../appliance/state/before-upgrade.ts';
 import { Lab, PASSWORD, until } from './api.lab.ts';
 
 t.setTimeout(300_000);
@@ -82,6 +84,34 @@ t.test("the appliance's own certificate is renewed while everything goes on", as
   await until('the agent to be away', async () => (await state()).name === 'offline');
   server.start();
   await until('the agent to be back', async () => (await state()).name === 'online');
+});
+
+// Red when the appliance gives the way back away at its start, and when it never does.
+t.test('after a failed upgrade the appliance goes on with its state of before', async (t) => {
+  const lab = new Lab();
+  t.teardown(() => lab.close());
+  await lab.start();
+  const state = join(lab.config.dataDir, 'state.db');
+  await lab.appliance.close();
+  const db = new DatabaseSync(state);
+  keepBeforeUpgrade(db, state);
+  // The newer version, which nobody ever reached.
+  db.exec("UPDATE users SET role = 'viewer'");
+  db.exec(`PRAGMA user_version = ${schemaVersion(db) + 1}`);
+  db.close();
+  await lab.start();
+  t.equal((await lab.call<User>('GET', '/api/session')).role, 'admin');
+  const entries = await lab.call<{ entries: { detail: string }[] }>('GET', '/api/audit');
+  t.match(JSON.stringify(entries), /before an upgrade that was given up/);
+
+  await lab.appliance.close();
+  const again = new DatabaseSync(state);
+  keepBeforeUpgrade(again, state);
+  again.close();
+  await lab.start();
+  t.ok(existsSync(`${state}.before-upgrade`), 'nobody has asked the new version for anything yet');
+  await lab.call('GET', '/api/session');
+  t.notOk(existsSync(`${state}.before-upgrade`));
 });
 
 t.test('config-backup and config-restore: out, and back', async (t) => {

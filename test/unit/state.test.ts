@@ -4,13 +4,25 @@ import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import t from 'tap';
 import { AuditStore } from '../../appliance/state/audit.ts';
+import {
+  keepBeforeUpgrade,
+  schemaVersion,
+  takeBack,
+  upgradeAccepted,
+} from '../../appliance/state/before-upgrade.ts';
 import { CertificateStore } from '../../appliance/state/certificates.ts';
-import { inTransaction, openDatabase, SCHEMA_VERSION } from '../../appliance/state/database.ts';
+import {
+  inTransaction,
+  openDatabase,
+  openState,
+  SCHEMA_VERSION,
+} from '../../appliance/state/database.ts';
 import { EnrolTokenStore } from '../../appliance/state/enrol-tokens.ts';
 import { writeFileDurably } from '../../appliance/state/files.ts';
 import { HostKeyStore } from '../../appliance/state/host-keys.ts';
 import { type JobRow, JobStore } from '../../appliance/state/jobs.ts';
 import { type LabelRow, LabelStore } from '../../appliance/state/labels.ts';
+import { MIGRATIONS } from '../../appliance/state/migrations.ts';
 import { PassiveInstanceStore } from '../../appliance/state/passive-instances.ts';
 import { SettingStore } from '../../appliance/state/settings.ts';
 import { type SourceRow, SourceStore } from '../../appliance/state/sources.ts';
@@ -65,6 +77,87 @@ t.test('the state file survives being closed, and is not of a newer version', as
   again.exec(`PRAGMA user_version = ${SCHEMA_VERSION + 1}`);
   again.close();
   t.throws(() => openDatabase(path), /newer appliance/);
+});
+
+/** A state file as a version before this one wrote it. */
+function olderState(path: string): void {
+  const db = new DatabaseSync(path);
+  db.exec('PRAGMA journal_mode = WAL');
+  for (const migration of MIGRATIONS.slice(0, -1)) db.exec(migration);
+  db.exec(`PRAGMA user_version = ${SCHEMA_VERSION - 1}`);
+  new SettingStore(db).set('applianceId', 'before');
+  db.close();
+}
+
+const versionOf = (path: string) => {
+  const db = new DatabaseSync(path, { readOnly: true });
+  const version = schemaVersion(db);
+  db.close();
+  return version;
+};
+
+// Red without the copy, with one that is made after the migration, and when what was written since stays in its WAL.
+t.test('an upgrade that is given up: the version before goes on with its own state', async (t) => {
+  const path = join(dir, 'upgrade.db');
+  olderState(path);
+  const { db, takenBack } = openState(path);
+  t.equal(takenBack, false);
+  t.equal(versionOf(`${path}.before-upgrade`), SCHEMA_VERSION - 1, 'a copy in the old form');
+  new SettingStore(db).set('applianceId', 'written by the new version');
+  db.close();
+
+  // Power fails while it migrates, and it is started again: the copy is still the one from before.
+  const half = new DatabaseSync(path);
+  half.exec(`PRAGMA user_version = ${SCHEMA_VERSION - 1}`);
+  keepBeforeUpgrade(half, path);
+  half.exec(`PRAGMA user_version = ${SCHEMA_VERSION}`);
+  half.close();
+
+  t.equal(takeBack(path, SCHEMA_VERSION - 2), false, 'not by a version that is older still');
+  t.equal(versionOf(path), SCHEMA_VERSION);
+  t.equal(takeBack(path, SCHEMA_VERSION - 1), true);
+  t.equal(versionOf(path), SCHEMA_VERSION - 1);
+  const back = new DatabaseSync(path);
+  t.equal(new SettingStore(back).get('applianceId'), 'before');
+  back.close();
+  t.equal(versionOf(`${path}.given-up`), SCHEMA_VERSION, 'what was given up can be looked at');
+  t.equal(takeBack(path, SCHEMA_VERSION - 1), false, 'there is one way back only');
+});
+
+t.test('the state goes back with its labels and without its checkpoints', async (t) => {
+  const path = join(dir, 'back.db');
+  const { db } = openState(path);
+  new SettingStore(db).set('applianceId', 'a');
+  new SourceStore(db).put(source);
+  new JobStore(db).put(job);
+  db.exec(`INSERT INTO checkpoints
+    (job_id, journal_id, seq, since_seq, source_ms, taken_ms, reason, state_json)
+    VALUES ('j1', 'x', 1, 1, 1, 1, 'schedule', '{}')`);
+  keepBeforeUpgrade(db, path);
+  new SettingStore(db).set('applianceId', 'b');
+  db.exec(`PRAGMA user_version = ${SCHEMA_VERSION + 1}`);
+  db.close();
+  const back = openState(path);
+  t.equal(back.takenBack, true);
+  t.equal(new SettingStore(back.db).get('applianceId'), 'a');
+  t.equal(new JobStore(back.db).list().length, 1);
+  const { left } = back.db.prepare('SELECT count(*) AS left FROM checkpoints').get() as {
+    left: number;
+  };
+  t.equal(left, 0, 'the newer version may have merged what they name');
+  back.db.close();
+});
+
+t.test('once somebody relies on the new version there is no way back', async (t) => {
+  const path = join(dir, 'accepted.db');
+  olderState(path);
+  const { db } = openState(path);
+  upgradeAccepted(path);
+  upgradeAccepted(path);
+  db.exec(`PRAGMA user_version = ${SCHEMA_VERSION + 1}`);
+  db.close();
+  t.throws(() => openState(path), /newer appliance/);
+  t.equal(versionOf(path), SCHEMA_VERSION + 1, 'and it is left as it is');
 });
 
 t.test('labels of a job, by their moment; they end with it', async (t) => {
