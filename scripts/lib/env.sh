@@ -49,6 +49,8 @@ npm_need() {
   sum=$(cat "$dir/package-lock.json" "$dir/package.json" | sha256sum | cut -d" " -f1)
   [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$sum" ] && return 0
   command -v npm >/dev/null || apt_need npm
+  # The pinned Node, a package of npm, is linked against it and does not bring it.
+  apt_need libatomic1
   echo "npm ci in ${dir#"$UNDERSTUDY_ROOT"/}"
   _npm_told() { echo "$(find "$dir/node_modules" -mindepth 1 -maxdepth 2 -name package.json | wc -l) packages are there"; }
   _npm_ci() { (cd "$dir" && npm ci --no-fund --no-audit --loglevel=error); }
