@@ -10,6 +10,7 @@ import { takeInventory } from './inventory/take.ts';
 import { ensureHelper } from './service/helper.ts';
 import { inWords, log } from './service/log.ts';
 import { agentPreflight } from './service/preflight.ts';
+import { ProcessorShare } from './service/processor-share.ts';
 import { AgentService } from './service/run.ts';
 import { createStream } from './service/stream.ts';
 import { removeTraces, systemctl, uninstall } from './service/uninstall.ts';
@@ -39,10 +40,11 @@ async function run(): Promise<number> {
     log('error', inWords(error));
     return undefined;
   });
+  const share = ProcessorShare.start();
   const service = new AgentService({
     state,
     log,
-    createStream: (log) => createStream(paths, helper, log),
+    createStream: (log) => createStream(paths, helper, share, log),
     machine: machineIdentity,
     inventory: takeInventory,
     removeTraces: () => removeTraces(paths),

@@ -6,12 +6,22 @@ import type { AgentPaths } from '../config.ts';
 import { activeSwap, checkNow, findUnneeded, type UnneededEdges } from '../mirror/unneeded.ts';
 import { SourceStream } from '../source-stream.ts';
 import type { Log } from './log.ts';
+import type { ProcessorShare } from './processor-share.ts';
 import { createQuiesce, flush } from './quiesce.ts';
 import type { Stream } from './run.ts';
 
-/** @param helperPath the capture helper of this build, or undefined to look for one at the first use */
-export function createStream(paths: AgentPaths, helperPath: string | undefined, log: Log): Stream {
+/**
+ * @param helperPath the capture helper of this build, or undefined to look for one at the first use
+ * @param share of the processors, where the system lets the agent have a say in it
+ */
+export function createStream(
+  paths: AgentPaths,
+  helperPath: string | undefined,
+  share: ProcessorShare | null,
+  log: Log,
+): Stream {
   const helper = { helperPath };
+  const quiesce = createQuiesce(paths, helper);
   const edges: UnneededEdges = {
     openReader: (path) => openBlockReader(path, helper),
     openFileMap: () => openFileMap(helper),
@@ -24,7 +34,8 @@ export function createStream(paths: AgentPaths, helperPath: string | undefined, 
     pinDir: paths.pinDir,
     runDir: paths.runDir,
     activeSwap,
-    quiesce: createQuiesce(paths, helper),
+    // Writers wait for the thaw: now the agent must get to run.
+    quiesce: (request) => (share ? share.during(() => quiesce(request)) : quiesce(request)),
     flush,
     unneeded: (devicePath, sizeBytes, exclusions) =>
       findUnneeded(devicePath, sizeBytes, exclusions, edges),

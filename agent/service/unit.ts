@@ -1,5 +1,6 @@
 /** The agent's systemd unit. */
 import { type AgentPaths, agentPaths } from '../config.ts';
+import { CPU_WEIGHT } from './processor-share.ts';
 
 /** The exit status that means: trying again is of no use until someone installs the agent anew. */
 export const EXIT_NOT_ENROLLED = 78;
@@ -33,10 +34,10 @@ Environment=LC_ALL=C UNDERSTUDY_CAPTURE=${paths.programDir}/understudy-capture
 Environment="NODE_OPTIONS=--max-old-space-size=192 --max-semi-space-size=4"
 
 Nice=10
-# Batch: waking up for a batch of captured writes never takes the processor from who has it. Not the idle class: under
-# a full load it would not run at all, and the ring would overflow.
+# Batch: waking up for a batch of captured writes never takes the processor from who has it. The agent also makes its
+# group idle where the kernel can, and takes the weight back when it does not get to run (processor-share.ts).
 CPUSchedulingPolicy=batch
-CPUWeight=20
+CPUWeight=${CPU_WEIGHT}
 IOWeight=20
 IOSchedulingClass=best-effort
 IOSchedulingPriority=7

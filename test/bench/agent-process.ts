@@ -5,6 +5,7 @@
 import { readFileSync } from 'node:fs';
 import { connect } from 'node:tls';
 import { createCapture, openBlockReader } from '../../agent/capture/capture.ts';
+import { ProcessorShare } from '../../agent/service/processor-share.ts';
 import { SourceStream } from '../../agent/source-stream.ts';
 import { PROTOCOL_VERSION } from '../../protocol/control.ts';
 import { collectLessOften } from '../../protocol/garbage.ts';
@@ -19,6 +20,8 @@ export interface AgentConfig {
 }
 
 collectLessOften();
+// Where the lab has made a group for it, as the unit is one.
+ProcessorShare.start();
 const config = JSON.parse(process.env.BENCH!) as AgentConfig;
 const pem = readFileSync(config.pem);
 const helper = { helperPath: config.helperPath };

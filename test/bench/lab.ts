@@ -6,18 +6,20 @@ import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import fs from 'node:fs';
 import { join } from 'node:path';
+import { UNIT_NAME } from '../../agent/config.ts';
 import { unitText } from '../../agent/service/unit.ts';
 import type { StreamView } from '../../appliance/replication/replication-stream.ts';
 import type { AgentConfig } from './agent-process.ts';
 import { ApplianceEnd } from './appliance-end.ts';
 import type { ApplianceConfig, PlainAsk } from './appliance-process.ts';
+import { ProcessorShares } from './processor-shares.ts';
 
 export const MIB = 1024 * 1024;
 const ROOT = join(import.meta.dirname, '../..');
 
 /** How the two ends share the processors with the load. */
 export type Priority =
-  /** The agent as its unit has it; so the appliance, which in the product is another machine. */
+  /** The agent as its unit has it, the load as any other unit; so the appliance, which in the product is another machine. */
   | 'unit'
   /** Agent and appliance compete with the load as equals. */
   | 'equal';
@@ -91,6 +93,7 @@ export class BenchLab {
   readonly sizeBytes: number;
   readonly options: LabOptions;
   readonly #pinDir: string;
+  readonly #shares: ProcessorShares | null;
   #undo: Array<() => void> = [];
   #appliance: ApplianceEnd | undefined;
   #agent: ChildProcess | undefined;
@@ -103,6 +106,8 @@ export class BenchLab {
     this.dir = fs.mkdtempSync(join(ROOT, 'build/bench/lab-'));
     this.#pinDir = `/sys/fs/bpf/understudy-bench-${process.pid}-${Date.now()}`;
     process.on('exit', this.#onExit);
+    this.#shares = options.priority === 'unit' ? ProcessorShares.make() : null;
+    this.#undo.push(() => this.#shares?.close());
     const memory = join(this.dir, 'memory');
     fs.mkdirSync(memory);
     run('mount', '-t', 'tmpfs', '-o', `size=${options.diskMiB * 3 + 2048}m`, 'tmpfs', memory);
@@ -128,6 +133,17 @@ export class BenchLab {
       ...['--format=esm', '--log-level=error', `--outfile=${join(this.dir, 'agent.mjs')}`],
       `--banner:js=import{createRequire}from'node:module';const require=createRequire(import.meta.url);`,
     );
+  }
+
+  /** The words before the command of one of the two ends. */
+  #wordsFor(end: 'agent' | 'appliance'): string[] {
+    if (this.options.priority !== 'unit') return [];
+    // The agent knows its group by its unit's name. The appliance stands for another machine: it always gives way.
+    const group =
+      end === 'agent'
+        ? this.#shares?.words(UNIT_NAME, Number(unit().get('CPUWeight')))
+        : this.#shares?.words('appliance', 'idle');
+    return [...(group ?? []), ...asUnit()];
   }
 
   #spawn(words: string[], env: Record<string, string>): ChildProcess {
@@ -156,8 +172,7 @@ export class BenchLab {
       journalBytes: 1024 * MIB,
       pem: join(this.dir, 'both.pem'),
     };
-    const words = this.options.priority === 'unit' ? asUnit() : [];
-    this.#appliance = await ApplianceEnd.start(config, words);
+    this.#appliance = await ApplianceEnd.start(config, this.#wordsFor('appliance'));
   }
 
   ask<T>(ask: PlainAsk): Promise<T> {
@@ -184,7 +199,7 @@ export class BenchLab {
     );
     this.#agent = this.#spawn(
       [
-        ...(this.options.priority === 'unit' ? asUnit() : []),
+        ...this.#wordsFor('agent'),
         process.execPath,
         ...(process.env.BENCH_PROF_AGENT ? ['--cpu-prof', '--cpu-prof-dir=build/bench'] : []),
         join(this.dir, 'agent.mjs'),
