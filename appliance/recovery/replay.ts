@@ -33,6 +33,8 @@ export async function replay(options: ReplayOptions): Promise<void> {
   const failed = (index: number, cause: NodeJS.ErrnoException) =>
     undError('UND_REPLAY_FAILED', { job: jobId, disk: index, reason: cause.message }, { cause });
   const disks = new Map<number, ReplicaDisk>();
+  /** The batch before: it is written while the next one is read and unpacked. */
+  let writing: Promise<void> = Promise.resolve();
   try {
     for (const [index, path] of paths) disks.set(index, await ReplicaDisk.open(path));
     while (reader.nextSeq <= toSeq) {
@@ -43,15 +45,21 @@ export async function replay(options: ReplayOptions): Promise<void> {
         if (!frame) throw undError('UND_HISTORY_GONE', { job: jobId, seq: reader.nextSeq });
         batch.add(frame);
       }
-      await batch.apply(disks, failed);
-      options.onProgress?.(reader.nextSeq - 1);
+      const lastSeq = reader.nextSeq - 1;
+      await writing;
+      writing = batch.apply(disks, failed).then(() => options.onProgress?.(lastSeq));
+      // Thrown where it is awaited; until then it is not unhandled.
+      writing.catch(() => {});
     }
+    await writing;
     for (const [index, disk] of disks) {
       await disk.sync().catch((error) => {
         throw failed(index, error);
       });
     }
   } finally {
+    // Whatever was thrown: nothing is under way any more when the disks are closed.
+    await writing.catch(() => {});
     for (const disk of disks.values()) await disk.close();
   }
 }
