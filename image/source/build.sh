@@ -15,9 +15,11 @@ source_build() {
   local work=$1 out=$2 tree=$1/tree data=$1/data from=$UNDERSTUDY_ROOT/image/source kernel uid
   source_key "$out" || return 1
 
+  # qemu-guest-agent: a server that is a VM mostly has it, and it is what asks a replica in a test failover what it holds.
+  # It starts where the machine has its channel, as a replica has.
   step "Debian packages"
   tree_bootstrap "$tree" \
-    linux-image-amd64,initramfs-tools,systemd-sysv,udev,dbus,kmod,e2fsprogs,iproute2,iputils-ping,netbase,procps,less,nano,openssh-server,sudo,grub2-common,grub-pc-bin,postgresql-15,ca-certificates \
+    linux-image-amd64,initramfs-tools,systemd-sysv,udev,dbus,kmod,e2fsprogs,iproute2,iputils-ping,netbase,procps,less,nano,openssh-server,sudo,grub2-common,grub-pc-bin,postgresql-15,qemu-guest-agent,ca-certificates \
     "$UNDERSTUDY_ROOT/build/logs/source.log" \
     --dpkgopt='path-exclude=/usr/lib/x86_64-linux-gnu/libLLVM*' \
     --dpkgopt='path-exclude=/usr/lib/llvm-*' \

@@ -5,11 +5,12 @@
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 
-import t, { type Test } from 'tap';
+import t from 'tap';
 import type { Failover, Job, Source } from '../../appliance/api/schema.ts';
 import { ApplianceClient, GiveUp, until } from '../../scripts/lib/api-client.ts';
 import { type DiaryRow, Lab, type LabDescription, root } from './lab.ts';
 import * as drive from './page.ts';
+import { createSteps } from './steps.ts';
 
 const MINUTE = 60_000;
 const PASSWORD = 'understudy-e2e-1';
@@ -26,30 +27,15 @@ let job: Job;
 let failover: Failover;
 let claimed: Awaited<ReturnType<typeof drive.failover>>;
 let lastTold: DiaryRow;
-let broken: string | undefined;
 
 // The file as a whole may take this long; each step has its own limit.
 t.setTimeout(90 * MINUTE);
 
-/** A step of the path. What comes after a broken step says so instead of failing in a way that misleads. */
-function step(name: string, body: (t: Test) => Promise<void>): void {
-  t.test(name, { timeout: 40 * MINUTE }, async (t) => {
-    if (broken) {
-      t.fail(`not tried: "${broken}" failed before it`);
-      return;
-    }
-    try {
-      await body(t);
-      if (!t.passing()) broken = name;
-    } catch (error) {
-      broken = name;
-      if (page)
-        await page.screenshot({ path: join(evidence, 'failure.png') }).catch(() => undefined);
-      await lab.keepEvidence(evidence);
-      throw error;
-    }
-  });
-}
+const step = createSteps(async () => {
+  if (page)
+    await page.screenshot({ path: join(evidence, 'failure.png') }).catch(() => undefined);
+  await lab.keepEvidence(evidence);
+});
 
 const snap = (name: string) =>
   page.screenshot({ path: join(evidence, `${name}.png`), fullPage: true });
