@@ -15,6 +15,7 @@ import {
   fastify,
   LogController,
 } from 'fastify';
+import Type from 'typebox';
 import { undError } from '../../protocol/errors.ts';
 import { VERSION } from '../../protocol/version.ts';
 import { roleAllows, type Session } from '../auth/auth-service.ts';
@@ -167,6 +168,14 @@ export async function registerApi(app: FastifyInstance, services: Services): Pro
       },
       // A GET with a body is nobody's need, and HEAD would run handlers of streams.
       exposeHeadRoute: false,
+      // A schema cannot say that no body at all is as good as an empty one.
+      ...(Type.IsOptional(options.schema?.body)
+        ? {
+            preValidation: async (request: FastifyRequest) => {
+              request.body ??= {};
+            },
+          }
+        : {}),
       schema: {
         summary: options.summary,
         tags: [options.url.split('/')[2] ?? 'other'],

@@ -186,6 +186,9 @@ t.test('what is not there is a coded 404', async (t) => {
     ['POST', '/api/jobs/nope/resume'],
     ['POST', '/api/jobs/nope/mirror', {}],
     ['POST', '/api/jobs/nope/verify', {}],
+    // What they may be told is optional: no body is as good as an empty one.
+    ['POST', '/api/jobs/nope/mirror'],
+    ['POST', '/api/jobs/nope/verify'],
     ['DELETE', '/api/jobs/nope?disks=keep'],
     ['POST', '/api/jobs/nope/failover', { kind: 'unplanned', confirm: 'x' }],
     ['GET', '/api/failovers/nope'],
