@@ -411,7 +411,7 @@ class Session {
     const status = await capture.status();
     const remembered = await readRemembered(join(options.runDir, `stream-${job.jobId}.json`));
     const session = new Session(options, job, capture, start, remembered, died);
-    session.#setWallClock(status.bootNs);
+    session.#setWallClock(status);
     unlisten();
     capture.onEvent((event) => session.#onEvent(event));
     for (const event of early) session.#onEvent(event);
@@ -1268,8 +1268,8 @@ class Session {
   }
 
   /** The wall clock is an annotation of the boot-time clock, taken anew each second because it steps. */
-  #setWallClock(bootNs: bigint): void {
-    this.#wallOffsetNs = BigInt(Date.now()) * 1_000_000n - bootNs;
+  #setWallClock({ bootNs, wallNs }: CaptureStatus): void {
+    this.#wallOffsetNs = wallNs - bootNs;
     if (this.#bootNs === 0n) this.#bootNs = bootNs;
   }
 
@@ -1277,7 +1277,7 @@ class Session {
     const status = await this.#capture.status();
     const window = this.#window;
     if (!window || this.#signal.aborted) return;
-    this.#setWallClock(status.bootNs);
+    this.#setWallClock(status);
     if (status.mode.mode === 'tracking') this.#loseOrder(trackingReason(status.mode.reason));
     const pos = Number(status.producerPos);
     if (this.#order.held && status.mode.mode === 'ordered') {

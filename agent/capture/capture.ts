@@ -66,6 +66,8 @@ export type CaptureStatus = {
   mode: CaptureMode;
   /** Read before `producerPos`, and `mode` after it: if `mode` is ordered, every write issued before `bootNs` is in the ring before `producerPos`. */
   bootNs: bigint;
+  /** The wall clock at `bootNs`; an answer may be heard much later. */
+  wallNs: bigint;
   producerPos: bigint;
   consumerPos: bigint;
   ringBytes: number;

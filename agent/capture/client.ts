@@ -248,6 +248,7 @@ export class HelperCapture implements Capture {
     return {
       mode: toMode(a.mode as WireMode),
       bootNs: BigInt(String(a.bootNs)),
+      wallNs: BigInt(String(a.wallNs)),
       producerPos: BigInt(String(a.producerPos)),
       consumerPos: BigInt(String(a.consumerPos)),
       ringBytes: Number(a.ringBytes),

@@ -43,7 +43,10 @@ t.test(
     await mixedWorkload(lab, disks[1]!.dev, disks[1]!.sizeBytes, 2);
     await capture.barrier();
     await replay.caughtUp(capture);
+    const askedMs = Date.now();
     const status = await capture.status();
+    const wallMs = Number(status.wallNs / 1_000_000n);
+    t.ok(wallMs >= askedMs && wallMs <= Date.now(), 'its wall clock was read in between');
     t.same(capture.mode(), { mode: 'ordered' });
     t.same(status.drops, [0, 0]);
     t.equal(status.recursionMisses, 0);

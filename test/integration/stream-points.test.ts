@@ -213,3 +213,35 @@ t.test('a final mark that is durable has every write before it, and none behind 
     /given up/,
   );
 });
+
+t.test('a busy source that hears its own clock late does not move the points', async (t) => {
+  const lab = await new StreamLab(t, [4 * MIB]).start();
+  lab.startAgent();
+  await lab.settled();
+  lab.kernel.statusLateMs = 2000;
+  // The lateness is of the answers from now on; a few of them have to be heard.
+  await new Promise((resolve) => setTimeout(resolve, 5000));
+  const reader = lab.stream.journalReader(lab.stream.state().durableSeq + 1);
+  t.teardown(() => reader.close());
+  const beganMs = Date.now();
+  await lab.kernel.write(0, 0, Buffer.alloc(4096, 7));
+  const endedMs = Date.now();
+  let wallMs: number | undefined;
+  await until('the write to be in the journal', async () => {
+    while (wallMs === undefined && lab.stream.state().durableSeq >= reader.nextSeq) {
+      const { header } = (await reader.next())!;
+      if (header.kind === 'stream') wallMs = header.wallMs;
+    }
+    return wallMs !== undefined;
+  });
+  // With the wall clock read when the answer is heard it is 2000 ms off.
+  t.ok(
+    Math.abs(wallMs! - beganMs) < 1000 + endedMs - beganMs,
+    'the write has the time at which it was issued',
+    {
+      wallMs,
+      beganMs,
+      endedMs,
+    },
+  );
+});

@@ -66,6 +66,8 @@ export class ScriptedKernel {
   eventListeners = new Set<(event: CaptureEvent) => void>();
   wake = new Set<() => void>();
   consumer: ScriptedCapture | undefined;
+  /** How late its consumer hears of a status, as on a server whose processors are busy. */
+  statusLateMs = 0;
 
   constructor(ringBytes = 64 * MIB) {
     this.ringBytes = ringBytes;
@@ -291,8 +293,9 @@ class ScriptedCapture implements Capture {
   async status(): Promise<CaptureStatus> {
     const kernel = this.#kernel;
     const zeroes = kernel.files.map(() => 0);
-    return {
+    const status = {
       bootNs: bootNs(),
+      wallNs: BigInt(Date.now()) * 1_000_000n,
       mode: kernel.mode,
       producerPos: BigInt(kernel.producerPos),
       consumerPos: BigInt(kernel.consumerPos),
@@ -313,6 +316,10 @@ class ScriptedCapture implements Capture {
       inFlight: kernel.inFlight.size,
       helper: { cpuMs: 0, rssBytes: 0 },
     };
+    if (kernel.statusLateMs > 0) {
+      await new Promise((resolve) => setTimeout(resolve, kernel.statusLateMs));
+    }
+    return status;
   }
 
   async barrier(): Promise<bigint> {
