@@ -53,6 +53,19 @@ export class ProcessorShares {
     return ['sh', '-c', 'echo $$ >"$0" && exec "$@"', procs];
   }
 
+  /** The group of a name, as a folder. */
+  folder(name: string): string {
+    return join(this.#base, name);
+  }
+
+  /** The file that weighs a group and what it says for a weight; null where groups cannot be idle. */
+  weightFile(weight: number): { name: string; value: string } | null {
+    if (!fs.existsSync(join(this.#base, 'cpu.idle'))) return null;
+    return this.#isV2
+      ? { name: 'cpu.weight', value: String(weight) }
+      : { name: 'cpu.shares', value: String(Math.round((weight * 1024) / USUAL_WEIGHT)) };
+  }
+
   /** Takes the groups away; those in them go back to where this process came from. */
   close(): void {
     if (!fs.existsSync(this.#base)) return;
@@ -93,7 +106,7 @@ export class ProcessorShares {
       write('cpu.idle', weight === 'idle' ? '1' : '0');
     }
     if (weight === 'idle') return;
-    if (this.#isV2) write('cpu.weight', String(weight));
-    else write('cpu.shares', String(Math.round((weight * 1024) / USUAL_WEIGHT)));
+    const file = this.#isV2 ? 'cpu.weight' : 'cpu.shares';
+    write(file, String(this.#isV2 ? weight : Math.round((weight * 1024) / USUAL_WEIGHT)));
   }
 }

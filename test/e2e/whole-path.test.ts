@@ -32,8 +32,7 @@ let lastTold: DiaryRow;
 t.setTimeout(90 * MINUTE);
 
 const step = createSteps(async () => {
-  if (page)
-    await page.screenshot({ path: join(evidence, 'failure.png') }).catch(() => undefined);
+  if (page) await page.screenshot({ path: join(evidence, 'failure.png') }).catch(() => undefined);
   await lab.keepEvidence(evidence);
 });
 
