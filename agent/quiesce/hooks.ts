@@ -101,11 +101,16 @@ function command(
     '--pipe',
     '--collect',
     '--service-type=exec',
-    `--property=RuntimeMaxSec=${Math.ceil(limitMs / 1000)}`,
     // What `pre` leaves running for `post`, such as a session that holds a lock, must stay.
     '--property=KillMode=process',
     ...Object.entries(env).map(([name, value]) => `--setenv=${name}=${value}`),
     '--',
+    // Not the unit's own limit: with that kill mode it would end the script alone and leave the command that it hangs in.
+    // This one ends the group, also when the agent has died; and it is found by the environment's PATH.
+    '/usr/bin/env',
+    'timeout',
+    '--signal=KILL',
+    `${limitMs / 1000}`,
     hook.path,
     phase,
   ];
@@ -133,6 +138,7 @@ export async function runHook(
     UNDERSTUDY_POINT_ID: options.point.pointId,
     UNDERSTUDY_POINT_NAME: options.point.name,
     UNDERSTUDY_RUN_DIR: options.runDir,
+    UNDERSTUDY_AGENT_PID: String(process.pid),
     UNDERSTUDY_MOUNTS: options.mountPoints.join('\n'),
   };
   const [program, ...args] = command(hook, phase, limitMs, env, options.asUnit ?? false);
@@ -160,7 +166,7 @@ export async function runHook(
           // It ended just now.
         }
       },
-      // A unit's own limit comes first; this one is for a systemd that does not answer.
+      // The limit within the unit comes first; this one is for a systemd that does not answer.
       options.asUnit ? limitMs + 5_000 : limitMs,
     );
     child.once('error', (error) => {
@@ -174,7 +180,7 @@ export async function runHook(
         child.stdout.destroy();
         child.stderr.destroy();
         if (late || (options.asUnit && performance.now() - startedAt >= limitMs)) {
-          resolve(report('timed-out', `${said}\nended after ${limitMs / 1000} s`));
+          resolve(report('timed-out', `${said.trim()}\nended after ${limitMs / 1000} s`));
         } else if (code === 0) resolve(report('done', said));
         else if (code === NOT_HERE) resolve(report('skipped', said));
         else resolve(report('failed', said.trim() || `exit status ${code ?? signal}`));

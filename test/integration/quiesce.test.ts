@@ -4,10 +4,9 @@ import { once } from 'node:events';
 import fs from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
-import { createCapture, openBlockReader } from '../../agent/capture/capture.ts';
-import { createQuiesce } from '../../agent/service/quiesce.ts';
 import { CaptureLab, directWrite, run, runAside, unable } from './capture.lab.ts';
-import { FrameKeeper, type KeptDisk, MIB } from './quiesce.lab.ts';
+import { keeper } from './keeper.lab.ts';
+import { MIB } from './quiesce.lab.ts';
 import { until } from './stream.lab.ts';
 
 const skip = unable();
@@ -16,38 +15,6 @@ t.setTimeout(240_000);
 t.before(() => {
   if (!skip) run('scripts/build-capture');
 });
-
-type TestLike = { teardown: (fn: () => unknown) => void };
-
-/** An agent of its own folders over loop devices that hold only zeroes. */
-async function keeper(
-  t: TestLike,
-  lab: CaptureLab,
-  disks: KeptDisk[],
-  options: { windowBytes?: number } = {},
-) {
-  const paths = {
-    programDir: join(lab.dir, 'program'),
-    runDir: join(lab.dir, 'run'),
-    hooksDir: join(lab.dir, 'hooks.d'),
-  };
-  fs.mkdirSync(paths.hooksDir);
-  const kept = new FrameKeeper(disks, {
-    ...options,
-    createCapture: () => createCapture(),
-    openReader: (path) => openBlockReader(path),
-    pinDir: lab.pinDir,
-    runDir: paths.runDir,
-    quiesce: createQuiesce(paths, {}),
-  });
-  t.teardown(() => kept.stream.stop({ unpin: true }));
-  await kept.start();
-  const hook = (name: string, text: string, mode = 0o755) => {
-    fs.writeFileSync(join(paths.hooksDir, name), `#!/bin/sh\n${text}\n`);
-    fs.chmodSync(join(paths.hooksDir, name), mode);
-  };
-  return { kept, hook };
-}
 
 /** Appends and syncs small files for ever; its first line says that it is at work. */
 async function worker(lab: CaptureLab, at: string): Promise<ChildProcess> {
