@@ -5,6 +5,7 @@
 import { type FileHandle, open } from 'node:fs/promises';
 import { execa } from 'execa';
 import type { DiskWrite } from './coalesce.ts';
+import { SMALL_BYTES, type SmallWrite, writeSmall } from './small-writes.ts';
 
 /** Smaller zeroes are written; larger ones are punched by fallocate(1), which costs a process. */
 const PUNCH_BYTES = 1024 * 1024;
@@ -28,15 +29,23 @@ export class ReplicaDisk {
     return new ReplicaDisk(path, await open(path, 'r+'));
   }
 
-  /** Apply sorted, non-overlapping writes; neighbours go in one system call, and a few calls at a time. */
+  /**
+   * Apply sorted, non-overlapping writes; neighbours go in one system call. Large ones go a few at a time, small ones
+   * together.
+   */
   async apply(writes: readonly DiskWrite[]): Promise<void> {
     if (writes.length > 0) this.#dirty = true;
-    const runs = runsOf(writes);
+    const small: SmallWrite[] = [];
+    const large: Run[] = [];
+    for (const { offsetBytes, lengthBytes, data } of runsOf(writes)) {
+      if (data && lengthBytes < SMALL_BYTES) small.push({ offsetBytes, lengthBytes, data });
+      else large.push({ offsetBytes, lengthBytes, data });
+    }
     let failed = false;
+    let next = 0;
     const writer = async () => {
-      // All take from the one generator: each run is written once.
-      for (let run = runs.next(); !run.done && !failed; run = runs.next()) {
-        const { offsetBytes, lengthBytes, data } = run.value;
+      while (next < large.length && !failed) {
+        const { offsetBytes, lengthBytes, data } = large[next++]!;
         try {
           if (data) await writeFully(this.#handle, data, offsetBytes, lengthBytes);
           else await this.#zero(offsetBytes, lengthBytes);
@@ -46,8 +55,10 @@ export class ReplicaDisk {
         }
       }
     };
+    const acts = Array.from({ length: Math.min(WRITERS, large.length) }, writer);
+    if (small.length > 0) acts.push(writeSmall(this.#handle.fd, small));
     // Whatever fails, nothing is under way any more when it is thrown.
-    const ends = await Promise.allSettled(Array.from({ length: WRITERS }, writer));
+    const ends = await Promise.allSettled(acts);
     for (const end of ends) if (end.status === 'rejected') throw end.reason;
   }
 

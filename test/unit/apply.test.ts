@@ -130,6 +130,25 @@ t.test('a batch of many writes, some of them neighbours in long rows', async (t)
   await t.rejects(disk.apply(writes), 'what fails is told, of a closed one');
 });
 
+// Red when a thread's error stays with it, and when it takes the thread along.
+t.test('a disk that takes no more says so, and others go on', async (t) => {
+  const path = await blank(join(await tempDir(t), 'disk'), 1 << 20);
+  const full = await ReplicaDisk.open('/dev/full');
+  const disk = await ReplicaDisk.open(path);
+  const write = { offsetBytes: 0, lengthBytes: 4096, data: Buffer.alloc(4096, 7) };
+  for (let round = 0; round < 5; round++) {
+    const both = await Promise.allSettled([full.apply([write]), disk.apply([write])]);
+    t.match(both[0], { status: 'rejected', reason: { code: 'ENOSPC' } });
+    t.equal(both[1].status, 'fulfilled');
+  }
+  t.equal(
+    (await disk.read(0, 4096)).every((byte) => byte === 7),
+    true,
+  );
+  await full.close();
+  await disk.close();
+});
+
 t.test('redo: applied again from an older point, the disks are the same', async (t) => {
   const dir = await tempDir(t);
   const paths = [await blank(join(dir, 'a'), SIZE), await blank(join(dir, 'b'), SIZE)];

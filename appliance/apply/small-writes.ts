@@ -1,0 +1,111 @@
+/**
+ * Many small writes at once, in threads of their own. Each asynchronous call of Node's costs some 40 µs of this
+ * thread and its pool, ten times what the kernel takes for 4 KiB: so the pieces are copied together, and a thread writes
+ * them one after the other by plain calls. Not in this thread: a disk that is slow would hold up the acknowledgements.
+ */
+import { Worker } from 'node:worker_threads';
+import { SMALL_WRITES_WORKER, type WritesAnswer, type WritesAsk } from './small-writes-worker.ts';
+
+/** From here on a call of its own costs less than the copy. */
+export const SMALL_BYTES = 128 * 1024;
+
+const THREADS = 2;
+const ROUND_BYTES = 1024 * 1024;
+
+export interface SmallWrite {
+  offsetBytes: number;
+  lengthBytes: number;
+  /** In one piece on the disk. */
+  data: readonly Uint8Array[];
+}
+
+class WriteThread {
+  readonly #worker: Worker;
+  #buffer = new ArrayBuffer(0);
+  #answered: PromiseWithResolvers<WritesAnswer> | undefined;
+  #last: Promise<unknown> = Promise.resolve();
+  waiting = 0;
+  dead = false;
+
+  constructor() {
+    this.#worker = new Worker(SMALL_WRITES_WORKER);
+    // It must not keep the program from ending.
+    this.#worker.unref();
+    this.#worker.on('message', (answer: WritesAnswer) => this.#answered?.resolve(answer));
+    const die = (error: Error) => {
+      this.dead = true;
+      this.#answered?.reject(error);
+    };
+    this.#worker.on('error', die);
+    this.#worker.on('exit', (code) => die(new Error(`a write thread ended with status ${code}`)));
+  }
+
+  /** In the order of the calls; each is over, for better or worse, before the next one begins. */
+  async write(fd: number, writes: readonly SmallWrite[]): Promise<void> {
+    this.waiting++;
+    const turn = this.#last.then(() => this.#write(fd, writes));
+    this.#last = turn.catch(() => {});
+    try {
+      await turn;
+    } finally {
+      this.waiting--;
+    }
+  }
+
+  async #write(fd: number, writes: readonly SmallWrite[]): Promise<void> {
+    if (this.dead) throw new Error('a write thread has ended');
+    const totalBytes = writes.reduce((sum, { lengthBytes }) => sum + lengthBytes, 0);
+    if (this.#buffer.byteLength < totalBytes) {
+      this.#buffer = new ArrayBuffer(Math.ceil(totalBytes / ROUND_BYTES) * ROUND_BYTES);
+    }
+    const bytes = new Uint8Array(this.#buffer);
+    const spans = new Float64Array(2 * writes.length);
+    let at = 0;
+    writes.forEach(({ offsetBytes, lengthBytes, data }, index) => {
+      spans[2 * index] = offsetBytes;
+      spans[2 * index + 1] = lengthBytes;
+      for (const part of data) {
+        bytes.set(part, at);
+        at += part.length;
+      }
+    });
+    this.#answered = Promise.withResolvers<WritesAnswer>();
+    const ask: WritesAsk = { fd, data: this.#buffer, spans };
+    // Lent, not copied; it comes back with the answer.
+    this.#buffer = new ArrayBuffer(0);
+    this.#worker.ref();
+    try {
+      this.#worker.postMessage(ask, [ask.data]);
+      const { data, error } = await this.#answered.promise;
+      this.#buffer = data;
+      if (error) throw Object.assign(new Error(error.message), { code: error.code });
+    } finally {
+      this.#answered = undefined;
+      this.#worker.unref();
+    }
+  }
+}
+
+const threads: WriteThread[] = [];
+
+function leastBusy(): WriteThread {
+  for (let index = threads.length - 1; index >= 0; index--) {
+    if (threads[index]!.dead) threads.splice(index, 1);
+  }
+  const free = threads.find(({ waiting }) => waiting === 0);
+  if (free) return free;
+  if (threads.length < THREADS) {
+    const fresh = new WriteThread();
+    threads.push(fresh);
+    return fresh;
+  }
+  return threads.reduce((best, one) => (one.waiting < best.waiting ? one : best));
+}
+
+/**
+ * Writes all of them to an open file or device; nothing is under way any more when it settles. The data may be given
+ * away as soon as it settles, not before.
+ * @throws the system's error of the first write that failed (with its `code`); later ones were not tried then
+ */
+export const writeSmall = (fd: number, writes: readonly SmallWrite[]): Promise<void> =>
+  leastBusy().write(fd, writes);
