@@ -1,9 +1,11 @@
 import { execa } from 'execa';
 import { ERRORS, type ErrorCode, undError } from '../../../protocol/errors.ts';
+import { type Outcome, SESSION_REQUEST, Sessions } from './session.ts';
 
 /**
  * The way to the target host. Each call is one request to the wrapper there (`image/host/understudy-host-shell`),
- * which is the only thing that the appliance's key may run.
+ * which is the only thing that the appliance's key may run. Calls go through a session with it (session.ts); those that
+ * last for hours, and all with a wrapper that is too old for sessions, are made by themselves.
  */
 export interface Transport {
   /** Throws the wrapper's coded error, UND_HV_UNREACHABLE or UND_HV_FAILED. */
@@ -67,8 +69,10 @@ export interface LocalOptions {
 const CALL_TIMEOUT_MS = 180_000;
 const COMMIT_TIMEOUT_MS = 24 * 3600_000;
 const MAX_ANSWER_BYTES = 64 * 1024 * 1024;
-/** sshd allows 10 sessions on one connection by default (MaxSessions). */
+/** sshd allows 10 channels on one connection by default (MaxSessions), and a session takes one more. */
 const MAX_CALLS = 6;
+/** Not in a session: such a call outlives many of them. */
+const BY_ITSELF: ReadonlySet<Verb> = new Set<Verb>(['disk-commit']);
 
 /** Over SSH, one shared connection that stays for a minute after the last call. */
 export function sshTransport(options: SshOptions): Transport {
@@ -89,13 +93,17 @@ export function sshTransport(options: SshOptions): Transport {
     }).flatMap(([key, value]) => ['-o', `${key}=${value}`]),
   ];
   const [program = 'ssh', ...rest] = [...(options.launcher ?? []), 'ssh'];
+  const sessions = new Sessions({
+    command: [program, ...rest, ...connection, destination, SESSION_REQUEST],
+  });
   return {
-    call: limited((verb, fields) =>
-      exchange(options.host, verb, (text, timeout) =>
+    call: limited(
+      exchange(options.host, sessions, (text, timeout) =>
         execa(program, [...rest, ...connection, destination, text], { ...quiet, timeout }),
-      )(fields),
+      ),
     ),
     async close() {
+      await sessions.close();
       await execa(program, [...rest, ...connection, '-O', 'exit', destination], { reject: false });
     },
   };
@@ -104,35 +112,32 @@ export function sshTransport(options: SshOptions): Transport {
 /** The wrapper as a child of this process: for a host that is this machine, and for tests. */
 export function localTransport(options: LocalOptions): Transport {
   const [program = '', ...rest] = options.command;
+  const sessions = new Sessions({
+    command: options.command,
+    env: { SSH_ORIGINAL_COMMAND: SESSION_REQUEST },
+  });
   return {
-    call: limited((verb, fields) =>
-      exchange('this machine', verb, (text, timeout) =>
+    call: limited(
+      exchange('this machine', sessions, (text, timeout) =>
         execa(program, rest, { ...quiet, timeout, env: { SSH_ORIGINAL_COMMAND: text } }),
-      )(fields),
+      ),
     ),
-    async close() {},
+    close: () => sessions.close(),
   };
 }
 
 const quiet = { reject: false, stdin: 'ignore', maxBuffer: MAX_ANSWER_BYTES } as const;
 
-interface Outcome {
-  stdout: string;
-  stderr: string;
-  exitCode?: number;
-  timedOut: boolean;
-  message?: string;
-}
-
 function exchange(
   host: string,
-  verb: Verb,
+  sessions: Sessions,
   start: (text: string, timeoutMs: number) => PromiseLike<Outcome>,
-): (fields: Record<string, unknown>) => Promise<unknown> {
-  return async (fields) => {
+): (verb: Verb, fields: Record<string, unknown>) => Promise<unknown> {
+  return async (verb, fields) => {
     const text = JSON.stringify({ verb, ...fields });
-    const outcome = await start(text, verb === 'disk-commit' ? COMMIT_TIMEOUT_MS : CALL_TIMEOUT_MS);
-    return readAnswer(host, verb, outcome);
+    const timeoutMs = verb === 'disk-commit' ? COMMIT_TIMEOUT_MS : CALL_TIMEOUT_MS;
+    const bySession = BY_ITSELF.has(verb) ? null : await sessions.exchange(text, timeoutMs);
+    return readAnswer(host, verb, bySession ?? (await start(text, timeoutMs)));
   };
 }
 
