@@ -34,7 +34,7 @@ export async function locateDisk(
   limitMs = 120_000,
 ): Promise<string> {
   const began = Date.now();
-  while (true) {
+  for (let pauseMs = 25; ; pauseMs = Math.min(200, pauseMs * 2)) {
     const link = `/dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_${serial}`;
     const found = (await realpath(link).catch(() => null)) ?? (await bySysfs(serial));
     if (found) {
@@ -47,7 +47,7 @@ export async function locateDisk(
     if (Date.now() - began > limitMs) {
       throw undError('UND_FAILOVER_DEVICE_MISSING', { serial, limitMs });
     }
-    await pause(200, undefined, { signal });
+    await pause(pauseMs, undefined, { signal });
   }
 }
 

@@ -14,7 +14,7 @@ import { PROTOCOL_VERSION } from '../../protocol/control.ts';
 import { collectLessOften } from '../../protocol/garbage.ts';
 import { Link } from '../../protocol/link.ts';
 import { HostedDisk } from './hosted-disk.ts';
-import type { LocalHostConfig } from './local-host.ts';
+import { callWords, type LocalHostConfig } from './local-host.ts';
 
 export interface ApplianceConfig {
   jobDir: string;
@@ -41,6 +41,8 @@ export interface Checkpointed {
   pauseMs: number;
   /** Of that, with apply at its point: the snapshot on the host, and what is read back and recorded around it. */
   takenMs: number;
+  /** What was asked of the host meanwhile. */
+  calls: string;
 }
 
 export interface Applied {
@@ -125,12 +127,14 @@ async function apply(replicaPath: string): Promise<Applied> {
 async function checkpoint(): Promise<Checkpointed> {
   const beganMs = performance.now();
   let takenMs = 0;
+  const before = host!.calls.length;
   await stream.atAppliedPoint(async (point) => {
     const atPointMs = performance.now();
     await host!.checkpoints.take(point, stream.journalId, 'bench');
     takenMs = performance.now() - atPointMs;
   });
-  return { pauseMs: performance.now() - beganMs, takenMs };
+  const pauseMs = performance.now() - beganMs;
+  return { pauseMs, takenMs, calls: callWords(host!.calls.slice(before)) };
 }
 
 async function answerTo(asked: ApplianceAsk): Promise<unknown> {

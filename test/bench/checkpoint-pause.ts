@@ -80,7 +80,7 @@ export async function* pauseRows(
       value: median(pauses),
       unit: 'ms',
       goal: { atMost: 1000 },
-      note: `of ${pauses.length}, at most ${Math.max(...pauses).toFixed(0)} ms; ${median(taken.map(({ takenMs }) => takenMs)).toFixed(0)} ms of it with apply at its point, the rest is its batch and flush; the snapshot is taken twice, by libvirt and by QEMU alone (local-host.ts)`,
+      note: `of ${pauses.length}, at most ${Math.max(...pauses).toFixed(0)} ms; ${median(taken.map(({ takenMs }) => takenMs)).toFixed(0)} ms of it with apply at its point, the rest is its batch and flush; the snapshot is taken twice, by libvirt and by QEMU alone (local-host.ts); the last: ${taken.at(-1)!.calls}`,
     });
     yield row({
       figure: `checkpoint: acknowledgement meanwhile, p99`,

@@ -4,7 +4,7 @@ import type { DiskRef } from '../../appliance/hypervisor/hypervisor.ts';
 import type { StreamDisk } from '../../appliance/replication/replication-stream.ts';
 import { CheckpointStore } from '../../appliance/state/checkpoints.ts';
 import { openDatabase } from '../../appliance/state/database.ts';
-import { LocalHost, type LocalHostConfig } from './local-host.ts';
+import { type HostCall, LocalHost, type LocalHostConfig } from './local-host.ts';
 
 const SERIAL = 'ubench';
 
@@ -50,6 +50,10 @@ export class HostedDisk {
       changed: () => {},
     });
     return new HostedDisk(host, (await host.find(SERIAL))!, checkpoints);
+  }
+
+  get calls(): readonly HostCall[] {
+    return this.#host.calls;
   }
 
   cleanUp(): void {

@@ -19,7 +19,7 @@ import type {
   Hypervisor,
 } from '../../appliance/hypervisor/hypervisor.ts';
 import { LibvirtHypervisor } from '../../appliance/hypervisor/libvirt/libvirt-hypervisor.ts';
-import { localTransport } from '../../appliance/hypervisor/libvirt/transport.ts';
+import { localTransport, type Transport } from '../../appliance/hypervisor/libvirt/transport.ts';
 import { volumeName } from '../../appliance/hypervisor/names.ts';
 import type { DiskLocator } from '../../appliance/jobs/disk-locator.ts';
 import { run } from './lab.ts';
@@ -47,9 +47,41 @@ interface Attached {
   dev: string;
 }
 
+/** One request to the host's wrapper. */
+export interface HostCall {
+  verb: string;
+  fromMs: number;
+  tookMs: number;
+}
+
+/** What calls took, in words; those at the same time count each. */
+export function callWords(calls: readonly HostCall[]): string {
+  const seconds = calls.reduce((sum, { tookMs }) => sum + tookMs, 0) / 1000;
+  const verbs = new Map<string, number>();
+  for (const { verb } of calls) verbs.set(verb, (verbs.get(verb) ?? 0) + 1);
+  const each = [...verbs].map(([verb, count]) => (count > 1 ? `${count} ${verb}` : verb));
+  return `${calls.length} calls to the host, ${seconds.toFixed(2)} s: ${each.join(', ')}`;
+}
+
+function recorded(transport: Transport, calls: HostCall[]): Transport {
+  return {
+    async call(verb, fields) {
+      const fromMs = performance.now();
+      try {
+        return await transport.call(verb, fields);
+      } finally {
+        calls.push({ verb, fromMs, tookMs: performance.now() - fromMs });
+      }
+    },
+    close: () => transport.close(),
+  };
+}
+
 export class LocalHost implements DiskLocator {
   readonly driver: LibvirtHypervisor;
   readonly hypervisor: Hypervisor;
+  /** All that were answered so far. */
+  readonly calls: HostCall[] = [];
   readonly #config: LocalHostConfig;
   readonly #daemon: StorageDaemon;
   #attached = new Map<string, Attached>();
@@ -59,7 +91,9 @@ export class LocalHost implements DiskLocator {
   private constructor(config: LocalHostConfig, daemon: StorageDaemon) {
     this.#config = config;
     this.#daemon = daemon;
-    this.driver = new LibvirtHypervisor(localTransport({ command: config.wrapper }));
+    this.driver = new LibvirtHypervisor(
+      recorded(localTransport({ command: config.wrapper }), this.calls),
+    );
     const own: Partial<Hypervisor> = {
       attachDisk: (vm, disk, options) => this.#attach(vm, disk, options),
       detachDisk: (vm, serial) => this.#detach(vm, serial),

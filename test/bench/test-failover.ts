@@ -13,7 +13,7 @@ import { ROOT } from '../integration/hypervisor-lab.ts';
 import { median, type Row, row } from './frame.ts';
 import type { HostLab } from './host-lab.ts';
 import { MIB, until } from './lab.ts';
-import { LocalHost } from './local-host.ts';
+import { callWords, type HostCall, LocalHost } from './local-host.ts';
 
 export interface FailoverPlan {
   diskMiB: number;
@@ -110,7 +110,9 @@ export async function* failoverRows(
     await until('the first checkpoint', async () => (await checkpoints()).length > 0);
     progress('protected, with its first checkpoint');
 
-    const test = async (body: object): Promise<{ seconds: number; ended: Failover }> => {
+    const test = async (
+      body: object,
+    ): Promise<{ seconds: number; ended: Failover; calls: HostCall[] }> => {
       const beganMs = performance.now();
       const { failoverId } = await lab.call<Failover>(
         'POST',
@@ -131,7 +133,10 @@ export async function* failoverRows(
       }
       const onMs = poweredOnMs.get(failoverId);
       if (onMs === undefined) throw new Error(`never powered on: ${JSON.stringify(ended)}`);
-      return { seconds: (onMs - beganMs) / 1000, ended };
+      const calls = host.calls.filter(
+        ({ fromMs, tookMs }) => fromMs >= beganMs && fromMs + tookMs <= onMs,
+      );
+      return { seconds: (onMs - beganMs) / 1000, ended, calls };
     };
 
     // ---- a moment behind a span of churn, from the first checkpoint
@@ -191,7 +196,7 @@ export async function* failoverRows(
       value: median(seconds),
       unit: 's',
       goal: { atMost: 10 },
-      note: `of ${seconds.length}, ${Math.min(...seconds).toFixed(1)} to ${Math.max(...seconds).toFixed(1)} s; ${stepsOf(typical.ended)}`,
+      note: `of ${seconds.length}, ${Math.min(...seconds).toFixed(1)} to ${Math.max(...seconds).toFixed(1)} s; ${stepsOf(typical.ended)}; ${callWords(typical.calls)}`,
     });
   } finally {
     await lab.close().catch((error) => console.error(`# clean-up: ${error}`));

@@ -7,7 +7,11 @@ import { type Slot, slotNumber } from './domain-xml-build.ts';
 import { type ParsedDomain, parseDomainXml } from './domain-xml-parse.ts';
 import type { Transport } from './transport.ts';
 
-const POLL_MS = 250;
+/** A call is cheap, and most waits are short: asked often at first, then less and less. */
+const POLL_MS = 40;
+const MAX_POLL_MS = 250;
+/** The pause before a poll. */
+export const pollPause = (polls: number): number => Math.min(MAX_POLL_MS, POLL_MS * 2 ** polls);
 const ASK_AGAIN_MS = 10_000;
 
 export async function readDomain(transport: Transport, vm: string): Promise<ParsedDomain> {
@@ -101,7 +105,7 @@ export async function detachUntilGone(
   let path: string | undefined;
   let askedAt = Number.NEGATIVE_INFINITY;
   let refusal: unknown;
-  for (;;) {
+  for (let polls = 0; ; ) {
     const disk = (await readDomain(transport, vm)).disks.find((one) => one.serial === serial);
     if (!disk) return path;
     path = disk.path;
@@ -119,7 +123,7 @@ export async function detachUntilGone(
       }
       continue;
     }
-    await sleep(POLL_MS);
+    await sleep(pollPause(polls++));
   }
 }
 
@@ -141,7 +145,7 @@ export async function shutDown(transport: Transport, vm: string, timeoutMs: numb
         if (!isCode(error, 'UND_HV_VM_NOT_RUNNING')) throw error;
       }
     }
-    await sleep(POLL_MS);
+    await sleep(MAX_POLL_MS);
   }
 }
 

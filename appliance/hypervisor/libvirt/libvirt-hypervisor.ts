@@ -23,6 +23,7 @@ import {
   detachUntilGone,
   isCode,
   parseAddresses,
+  pollPause,
   readDomain,
   readState,
   shutDown,
@@ -149,9 +150,9 @@ export class LibvirtHypervisor implements Hypervisor {
   async #proveUnlocked(disk: DiskRef): Promise<void> {
     const end = performance.now() + LOCK_TIMEOUT_MS;
     // QEMU closes the image some moments after the device is gone.
-    while ((await readInfo(this.#transport, disk)).locked) {
+    for (let polls = 0; (await readInfo(this.#transport, disk)).locked; polls++) {
       if (performance.now() > end) throw undError('UND_HV_DISK_LOCKED', { disk: disk.name });
-      await sleep(250);
+      await sleep(pollPause(polls));
     }
   }
 

@@ -19,6 +19,7 @@ export const SESSION_REQUEST = '{"verb":"session"}';
 const IDLE_MS = 60_000;
 /** Of one that was closed, or does not answer. */
 const KILL_MS = 5_000;
+const EXIT_MS = 1_000;
 const MAX_ANSWER_BYTES = 64 * 1024 * 1024;
 const MAX_STDERR_CHARS = 4096;
 /** A wrapper without sessions is asked again after that: it may have been replaced. */
@@ -61,6 +62,8 @@ class Session {
   #stderr = '';
   #idle: NodeJS.Timeout | undefined;
   #held = 0;
+  #finished = false;
+  #resolveClosed!: () => void;
 
   constructor({ command, env, idleMs = IDLE_MS }: SessionOptions, onOver: () => void) {
     const [program = '', ...rest] = command;
@@ -77,23 +80,16 @@ class Session {
     });
     // What went wrong is told by the end of the process.
     for (const stream of [stdin, stdout, stderr]) stream.on('error', () => {});
-    let failure: string | undefined;
-    this.#child.on('error', (error) => {
-      failure = error.message;
-    });
     this.closed = new Promise((resolve) => {
-      this.#child.on('close', (code) => {
-        const rest = Buffer.concat(this.#parts).toString();
-        this.#ended(
-          lost({
-            ...{ stderr: this.#stderr, exitCode: code ?? undefined },
-            message: failure ?? 'the session with the host ended',
-          }),
-          rest,
-        );
-        resolve();
-      });
+      this.#resolveClosed = resolve;
     });
+    this.#child.on('error', (error) => {
+      if (this.#child.pid === undefined) this.#finish({ message: error.message });
+    });
+    const finish = (code: number | null) => this.#finish({ exitCode: code ?? undefined });
+    this.#child.on('close', finish);
+    // Something that it started may hold its output open for ever.
+    this.#child.on('exit', (code) => setTimeout(finish, EXIT_MS, code).unref());
     this.#hold(0);
   }
 
@@ -107,9 +103,26 @@ class Session {
     }
   }
 
+  /** The process is gone, or nothing of it is believed any more: what waits has no answer. */
+  #finish(what: Partial<Outcome>): void {
+    if (this.#finished) return;
+    this.#finished = true;
+    this.#child.kill('SIGKILL');
+    for (const stream of [this.#child.stdin, this.#child.stdout, this.#child.stderr]) {
+      stream.destroy();
+    }
+    this.#setOver();
+    const message = 'the session with the host ended';
+    const outcome = lost({ stderr: this.#stderr, message, ...what });
+    this.#greet({ ...outcome, stdout: Buffer.concat(this.#parts).toString() });
+    this.#parts = [];
+    for (const { settle } of [...this.#waiting.values()]) settle(outcome);
+    this.#resolveClosed();
+  }
+
   #read(data: Buffer): void {
     let from = 0;
-    for (;;) {
+    while (!this.#finished) {
       const end = data.indexOf(10, from);
       if (end < 0) break;
       this.#parts.push(data.subarray(from, end));
@@ -121,7 +134,7 @@ class Session {
     }
     if (from < data.length) this.#parts.push(data.subarray(from));
     this.#partBytes += data.length - from;
-    if (this.#partBytes > MAX_ANSWER_BYTES) this.#child.kill('SIGKILL');
+    if (this.#partBytes > MAX_ANSWER_BYTES) this.#distrust();
   }
 
   #greeted = false;
@@ -135,8 +148,7 @@ class Session {
     const [, number, text = ''] = /^(\d{1,15}) (.*)$/s.exec(line) ?? [];
     const waiting = number === undefined ? undefined : this.#waiting.get(Number(number));
     if (number === undefined) {
-      // Not what was agreed on: nothing that it says is believed any more.
-      this.#child.kill('SIGKILL');
+      this.#distrust();
     } else if (text === '-') {
       this.retire();
       waiting?.settle('not begun');
@@ -147,10 +159,9 @@ class Session {
     }
   }
 
-  #ended(outcome: Outcome, unread: string): void {
-    this.#setOver();
-    this.#greet({ ...outcome, stdout: unread });
-    for (const { settle } of [...this.#waiting.values()]) settle(outcome);
+  #distrust(): void {
+    this.#parts = [];
+    this.#finish({ message: 'its wrapper gave an answer that this version does not understand' });
   }
 
   /** `'not begun'`: certainly nothing was done. */
@@ -161,7 +172,7 @@ class Session {
       const timer = setTimeout(() => {
         // It may hang as a whole: others are asked in a new one.
         this.retire();
-        if (!this.#child.stdin.writableEnded) this.#child.stdin.write(`${number} -\n`);
+        if (this.#child.stdin.writable) this.#child.stdin.write(`${number} -\n`);
         settle(lost({ timedOut: true }));
       }, timeoutMs);
       const settle = (outcome: Outcome | 'not begun') => {

@@ -40,8 +40,9 @@ export async function createOverlay(
 async function read(
   transport: Transport,
   disk: DiskRef,
+  { lock }: { lock: boolean },
 ): Promise<{ layers: DiskLayer[]; locked: boolean }> {
-  const fields = asFields(await transport.call('disk-info', addressOf(disk)));
+  const fields = asFields(await transport.call('disk-info', { ...addressOf(disk), lock }));
   const layers = asList(fields.layers).map((layer) => ({
     ...asDiskRef(layer),
     sizeBytes: number(layer, 'sizeBytes'),
@@ -51,14 +52,14 @@ async function read(
 }
 
 export async function readInfo(transport: Transport, disk: DiskRef): Promise<DiskInfo> {
-  const { layers, locked } = await read(transport, disk);
+  const { layers, locked } = await read(transport, disk, { lock: true });
   const [top, below] = layers;
   if (!top) throw undError('UND_HV_DISK_NOT_FOUND', { disk: disk.name, pool: disk.pool });
   return { ...top, format: 'qcow2', locked, ...(below && { backing: asDiskRef(below) }) };
 }
 
 export async function readChain(transport: Transport, disk: DiskRef): Promise<DiskLayer[]> {
-  return (await read(transport, disk)).layers;
+  return (await read(transport, disk, { lock: false })).layers;
 }
 
 /** The disk behind a path, by the pools' directories; undefined when the path is in none of them. */
