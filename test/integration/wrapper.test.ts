@@ -8,14 +8,15 @@ import { once } from 'node:events';
 import { existsSync } from 'node:fs';
 import { mkdir, readFile, realpath, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { createInterface } from 'node:readline';
 import { execa } from 'execa';
-import t from 'tap';
+import t, { type Test } from 'tap';
 import {
   buildDiskXml,
   buildDomainXml,
   slotNumber,
 } from '../../appliance/hypervisor/libvirt/domain-xml-build.ts';
-import { APPLIANCE, type Lab, ROOT, startLab } from './hypervisor-lab.ts';
+import { APPLIANCE, type Lab, ROOT, startLab, waitFor } from './hypervisor-lab.ts';
 
 t.setTimeout(1_800_000);
 
@@ -209,8 +210,8 @@ t.test(
   },
 );
 
-// Seen red without awaited(): the disk is made after whoever asked for it has gone and looked.
-t.test('nothing is done for somebody who has gone while it waited for its turn', async (t) => {
+/** Holds the lock that changing verbs wait for; the result lets it go. */
+async function holdLock(): Promise<() => Promise<unknown>> {
   const hash = createHash('sha256')
     .update(await realpath(config))
     .digest('hex')
@@ -224,23 +225,192 @@ t.test('nothing is done for somebody who has gone while it waited for its turn',
     { stdin: 'pipe', buffer: false },
   );
   await once(holder.stdout, 'data');
+  return () => {
+    holder.stdin.end('go\n');
+    return holder;
+  };
+}
+
+const creation = (name: string) => ({
+  ...{ verb: 'disk-create', pool: POOL, name: `understudy-${name}.qcow2`, sizeBytes: MiB },
+});
+
+// Seen red without awaited(): the disk is made after whoever asked for it has gone and looked.
+t.test('nothing is done for somebody who has gone while it waited for its turn', async (t) => {
+  const release = await holdLock();
   const [program = '', ...rest] = launcher;
   const shell = join(ROOT, 'image/host/understudy-host-shell');
-  const request = {
-    verb: 'disk-create',
-    pool: POOL,
-    name: 'understudy-late.qcow2',
-    sizeBytes: MiB,
-  };
+  const request = creation('late');
   const asking = spawn(program, [...rest, '/usr/bin/python3', '-I', shell, config], {
     env: { ...process.env, SSH_ORIGINAL_COMMAND: JSON.stringify(request) },
     stdio: ['ignore', 'pipe', 'ignore'],
   });
   asking.stdout.destroy();
-  holder.stdin.end('go\n');
-  await Promise.all([holder, once(asking, 'close')]);
+  await Promise.all([release(), once(asking, 'close')]);
   t.notOk(existsSync(image('understudy-late.qcow2')));
   t.match(await ask(request), { ok: true }, 'who is there gets it');
+});
+
+/** A session, whose lines are read one by one. */
+async function openSession(t: Test) {
+  const [program = '', ...rest] = launcher;
+  const shell = join(ROOT, 'image/host/understudy-host-shell');
+  const child = spawn(program, [...rest, '/usr/bin/python3', '-I', shell, config], {
+    env: { ...process.env, SSH_ORIGINAL_COMMAND: '{"verb":"session"}' },
+  });
+  t.teardown(() => child.stdin.end());
+  const lines = createInterface(child.stdout)[Symbol.asyncIterator]();
+  const line = async () => (await lines.next()).value as string | undefined;
+  t.match(await line(), /"session": 1/);
+  const children = async (pid: number) =>
+    (await readFile(`/proc/${pid}/task/${pid}/children`, 'utf8')).trim().split(/\s+/).map(Number);
+  // The launcher starts it as its child, in the lab's processes.
+  const [pid = 0] = await children(child.pid!);
+  return {
+    say: (number: number, request: object | '-') =>
+      child.stdin.write(`${number} ${request === '-' ? request : JSON.stringify(request)}\n`),
+    line,
+    end: () => child.stdin.end(),
+    /** The processes that answer its requests. */
+    workers: async () => (await children(pid)).filter((one) => one > 0),
+  };
+}
+
+const ended = (pid: number) =>
+  waitFor(`the end of process ${pid}`, async () => !existsSync(`/proc/${pid}`));
+
+// Each red when requests are answered in the session's own process; the second without closing the ends of others.
+t.test('in a session, one that waits holds up no other, and can be left', async (t) => {
+  const session = await openSession(t);
+  const release = await holdLock();
+  session.say(1, creation('left'));
+  session.say(2, { verb: 'vm-list' });
+  t.match(await session.line(), /^2 \{"ok": true/, 'the second is answered first');
+  session.say(3, creation('kept'));
+  session.say(1, '-');
+  session.say(4, { verb: 'vm-state', vm: 'foreign' });
+  t.match(await session.line(), /^4 .*UND_HV_REFUSED/, 'what is not its own is not its own here');
+  await release();
+  t.match(await session.line(), /^3 \{"ok": true/);
+  session.say(5, creation('left'));
+  t.match(await session.line(), /^5 \{"ok": true/, 'the first was not made for nobody');
+});
+
+t.test('in a session, a number that is under way is not given twice', async (t) => {
+  const session = await openSession(t);
+  const release = await holdLock();
+  session.say(1, creation('twice'));
+  session.say(1, { verb: 'vm-list' });
+  t.equal(await session.line(), undefined, 'it is over');
+  await release();
+});
+
+t.test('what waits for its turn when a session ends is not done', async (t) => {
+  const session = await openSession(t);
+  const release = await holdLock();
+  session.say(1, creation('orphan'));
+  session.say(2, creation('orphan2'));
+  const workers = await waitFor('both to wait', async () => {
+    const found = await session.workers();
+    return found.length === 2 && found;
+  });
+  session.end();
+  t.equal(await session.line(), undefined);
+  await release();
+  for (const pid of workers) await ended(pid);
+  t.notOk(existsSync(image('understudy-orphan.qcow2')));
+  t.notOk(existsSync(image('understudy-orphan2.qcow2')));
+});
+
+t.test('in a session, one that dies has no answer, and the next is answered', async (t) => {
+  const session = await openSession(t);
+  const release = await holdLock();
+  session.say(1, creation('killed'));
+  const [worker = 0] = await waitFor('it to wait', async () => {
+    const found = await session.workers();
+    return found.length === 1 && found;
+  });
+  process.kill(worker, 'SIGKILL');
+  t.equal(await session.line(), '1 !');
+  await release();
+  session.say(1, creation('killed'));
+  t.match(await session.line(), /^1 \{"ok": true/);
+});
+
+const READERS = `
+import importlib.machinery, importlib.util, json, sys
+sys.dont_write_bytecode = True
+loader = importlib.machinery.SourceFileLoader("shell", sys.argv[1])
+shell = importlib.util.module_from_spec(importlib.util.spec_from_loader("shell", loader))
+loader.exec_module(shell)
+def read(reader):
+    names, uuids = reader.domain_ids()
+    return {
+        "ids": [sorted(name for name in names if name), sorted(uuids)],
+        "domains": [[reader.domain_xml(name, inactive) for inactive in (False, True)] for name in sorted(names) if name],
+        "none": [reader.domain_xml("nosuchvm", False), reader.pool_xml("nosuchpool"), reader.network_xml("nosuchnet")],
+        "states": [reader.domain_state(uuid) for uuid in sorted(uuids)],
+        "all": sorted(reader.all_domain_xml()),
+        "pools": [sorted(reader.pool_names(active)) for active in (False, True)],
+        "pool": reader.pool_xml("default"),
+        "networks": [sorted(reader.network_names(active)) for active in (False, True)],
+        "network": reader.network_xml("default"),
+    }
+for name in sys.argv[2:]:
+    print(json.dumps(read(shell.LibraryReader(shell.load_library()) if name == "library" else shell.CommandReader())))
+`;
+
+t.test("libvirt's library is read as virsh reads it", async (t) => {
+  await exec(['virsh', 'suspend', 'foreign']);
+  await exec(['virsh', 'net-define', '/dev/stdin'], '<network><name>off</name></network>');
+  t.match(await define(goodXml()), { ok: true });
+  const shell = join(ROOT, 'image/host/understudy-host-shell');
+  const said = await exec(['/usr/bin/python3', '-I', '-c', READERS, shell, 'library', 'virsh']);
+  await exec(['virsh', 'resume', 'foreign']);
+  t.match(await ask({ verb: 'vm-undefine', vm: 'replica' }), { ok: true });
+  // The pool's free space changes meanwhile, and virsh adds empty lines.
+  const [library, virsh] = said
+    .split('\n')
+    .map((line) => line.replace(/<(allocation|available) unit='bytes'>\d+/g, ''))
+    .map((line) => JSON.parse(line.replace(/(\\n)+"/g, '"')));
+  t.same(library, virsh);
+  for (const word of ['paused', 'user', 'shut off', 'running', 'booted']) {
+    t.ok(library.states.flat().includes(word), word);
+  }
+  t.same(library.none, [null, null, null]);
+  t.match(library.networks[0], ['default', 'isolated', 'off']);
+  t.same(library.networks[1], ['default', 'isolated']);
+});
+
+// Red without again_when_lost(): the second reading fails with "Broken pipe" or the like.
+t.test('libvirt may be started anew within a session, and within a request', async (t) => {
+  const session = await openSession(t);
+  session.say(1, { verb: 'vm-state', vm: APPLIANCE });
+  t.match(await session.line(), /^1 .*"running"/);
+  const script = `${READERS}
+reader = shell.LibraryReader(shell.load_library())
+print(len(reader.all_domain_xml()), flush=True)
+sys.stdin.readline()
+print(len(reader.all_domain_xml()), flush=True)
+`;
+  const [program = '', ...rest] = launcher;
+  const shell = join(ROOT, 'image/host/understudy-host-shell');
+  const reading = spawn(program, [...rest, '/usr/bin/python3', '-I', '-c', script, shell]);
+  const counts = createInterface(reading.stdout)[Symbol.asyncIterator]();
+  const { value: before } = await counts.next();
+  t.ok(Number(before) >= 4);
+  const pid = (await exec(['cat', '/run/libvirt/qemu/driver.pid'])).trim();
+  await exec(['kill', pid]);
+  await waitFor('libvirtd to be gone', async () =>
+    exec(['sh', '-c', `! kill -0 ${pid} 2>/dev/null`]).then(() => true),
+  );
+  session.say(2, { verb: 'vm-state', vm: APPLIANCE });
+  t.match(await session.line(), /^2 .*"UND_HV_FAILED".*connect/i);
+  await execa(join(ROOT, 'scripts/lab'), ['up'], { env: { LAB_NAME: 'wrap' } });
+  session.say(3, { verb: 'vm-state', vm: APPLIANCE });
+  t.match(await session.line(), /^3 .*"running"/);
+  reading.stdin.end('go\n');
+  t.equal((await counts.next()).value, before);
 });
 
 t.test('a VM of somebody else: by name, id and UUID', { timeout: 600_000 }, async (t) => {
