@@ -290,8 +290,11 @@ export class FailoverEngine {
         throw undError('UND_FAILOVER_NOT_READY', { job: name, reason });
       }
       const { hypervisor } = this.#options;
-      const { applianceVm } = await hypervisor.describeHost();
-      const network = (await hypervisor.listNetworks()).find((one) => one.isolated && one.active);
+      const [{ applianceVm }, networks] = await Promise.all([
+        hypervisor.describeHost(),
+        hypervisor.listNetworks(),
+      ]);
+      const network = networks.find((one) => one.isolated && one.active);
       if (!network) throw undError('UND_TEST_NO_NETWORK', { job: name });
       const record = newTestRecord(description, applianceVm, this.#now(), network.name, options);
       if (await hypervisor.isNameTaken(record.replicaName)) {
