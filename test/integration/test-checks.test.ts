@@ -1,7 +1,8 @@
 /**
  * The checks of a test failover through the real driver, the real wrapper and the real QEMU guest agent; the guest is this
  * machine. Only libvirt between wrapper and agent is a stand-in: it hands over what it is told to, which is all that
- * libvirt does there, and a guest would have to be booted for it.
+ * libvirt does there, and a guest would have to be booted for it. It stands in for virsh, so this is also a host on which
+ * Python cannot load libvirt's library.
  */
 import { spawn } from 'node:child_process';
 import { writeFile } from 'node:fs/promises';
@@ -47,13 +48,15 @@ else:
 t.test('ports and scripts in a guest', async (t) => {
   const dir = t.testdir({
     'host.json': JSON.stringify({ appliance: 'appl', pools: '*', networks: '*' }),
+    'no-library': '',
   });
   await writeFile(join(dir, 'virsh'), VIRSH(dir), { mode: 0o755 });
   const hypervisor = new LibvirtHypervisor(
     localTransport({
       command: [
         ...['unshare', '--mount', '--propagation', 'private', 'sh', '-c'],
-        `mount --bind ${join(dir, 'virsh')} /usr/bin/virsh && exec /usr/bin/python3 -I ${WRAPPER} ${join(dir, 'host.json')}`,
+        `for library in /usr/lib/*/libvirt.so.0; do mount --bind ${join(dir, 'no-library')} $library || exit; done
+        mount --bind ${join(dir, 'virsh')} /usr/bin/virsh && exec /usr/bin/python3 -I ${WRAPPER} ${join(dir, 'host.json')}`,
       ],
     }),
   );
