@@ -35,14 +35,17 @@ function read() {
         only: { type: 'string' },
         short: { type: 'boolean', default: false },
         needs: { type: 'boolean', default: false },
+        help: { type: 'boolean', short: 'h', default: false },
       },
     });
   } catch (error) {
-    return fail((error as Error).message);
+    return fail((error as Error).message.split('. ', 1)[0] ?? '');
   }
 }
 
 const { values, positionals } = read();
+if (values.help)
+  fail('The randomised proofs. The last line is `N of N`; a failed round is kept in build/prove.');
 const [name] = positionals;
 if (!name || positionals.length > 1) fail('Which proof?');
 const file = join(folder, `${name}.ts`);

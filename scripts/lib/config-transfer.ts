@@ -8,17 +8,26 @@ import { ApiFailure, ApplianceClient, until } from './api-client.ts';
 
 const RESTART_LIMIT_MS = 120_000;
 
-const { values, positionals } = parseArgs({
-  allowPositionals: true,
-  options: {
-    url: { type: 'string' },
-    user: { type: 'string', default: 'admin' },
-    ca: { type: 'string' },
-    out: { type: 'string' },
-    file: { type: 'string' },
-    yes: { type: 'boolean', default: false },
-  },
-});
+function read() {
+  try {
+    return parseArgs({
+      allowPositionals: true,
+      options: {
+        url: { type: 'string' },
+        user: { type: 'string', default: 'admin' },
+        ca: { type: 'string' },
+        out: { type: 'string' },
+        file: { type: 'string' },
+        yes: { type: 'boolean', default: false },
+      },
+    });
+  } catch (error) {
+    process.stderr.write(`${(error as Error).message.split('. ', 1)[0]}\n`);
+    process.exit(2);
+  }
+}
+
+const { values, positionals } = read();
 
 function needed(name: 'url' | 'out' | 'file'): string {
   const value = values[name];
