@@ -22,6 +22,10 @@ const lab = JSON.parse(readFileSync(file, 'utf8')) as {
   pool: string;
 };
 const root = join(import.meta.dirname, '../..');
+process.on('uncaughtException', (error) => {
+  console.error(error.message);
+  process.exit(1);
+});
 const startedAt = Date.now();
 let line = '';
 /** One line per event; a repeated state overwrites its own line on a terminal. */
@@ -41,12 +45,19 @@ const mib = (bytes: number) => `${(bytes / 2 ** 20).toFixed(0)} MiB`;
 
 const api = new ApplianceClient(lab.url);
 await api.trustOnFirstUse();
-// The first login demands a password of one's own; a second run finds that one.
-const PASSWORD = 'understudy-demo';
-await api.login(lab.username, PASSWORD).catch(async () => {
-  await api.login(lab.username, lab.password, PASSWORD);
-  say(`first login done; the password of ${lab.username} is now ${PASSWORD}`);
-});
+// The first login demands a password of one's own; a second run finds that one, or is told what a person has set.
+const PASSWORD = process.env.UNDERSTUDY_PASSWORD || 'understudy-demo';
+try {
+  await api.login(lab.username, PASSWORD).catch(async (error) => {
+    if (!lab.password) throw error;
+    await api.login(lab.username, lab.password, PASSWORD);
+    say(`first login done; the password of ${lab.username} is now ${PASSWORD}`);
+  });
+} catch (error) {
+  throw new Error(
+    `${(error as Error).message}\nWith the password that was set on the page: sudo UNDERSTUDY_PASSWORD=... scripts/demo --auto`,
+  );
+}
 
 const target = {
   address: lab.source.address,
