@@ -3,11 +3,15 @@
  * list and no file. Nothing is trusted before its host key is: the check comes before the password is sent.
  */
 import { createHash } from 'node:crypto';
+import { once } from 'node:events';
+import { connect, type Socket } from 'node:net';
 import { NodeSSH, type SSHExecCommandResponse } from 'node-ssh';
 import { asUndError, type UndError, undError } from '../../protocol/errors.ts';
 import type { SshAccess } from '../control/agent-session.ts';
 
 const CONNECT_TIMEOUT_MS = 20_000;
+/** From a connection to a login. A server under heavy load is slow at it; sshd itself allows two minutes. */
+const LOGIN_TIMEOUT_MS = 110_000;
 const COMMAND_TIMEOUT_MS = 120_000;
 
 /** As `ssh-keygen -l` prints it. */
@@ -82,6 +86,22 @@ function connectError(
   return undError('UND_SSH_UNREACHABLE', { source, reason: message });
 }
 
+/** Connects; nobody there is told soon, however long a login may take. */
+async function connected(target: SshAccess): Promise<Socket> {
+  const socket = connect({ host: target.address, port: target.port });
+  // Errors behind this are for whoever has the socket then.
+  socket.on('error', () => {});
+  const limit = setTimeout(() => {
+    socket.destroy(new Error(`no connection within ${CONNECT_TIMEOUT_MS / 1000} s`));
+  }, CONNECT_TIMEOUT_MS);
+  try {
+    await once(socket, 'connect');
+    return socket;
+  } finally {
+    clearTimeout(limit);
+  }
+}
+
 export class SshSession {
   readonly address: string;
   readonly username: string;
@@ -107,16 +127,17 @@ export class SshSession {
     const hostKey: HostKey = { fingerprint: null, known: false };
     let verdict: HostKeyVerdict | undefined;
     const ssh = new NodeSSH();
+    let socket: Socket | undefined;
     try {
+      socket = await connected(target);
       await ssh.connect({
-        host: target.address,
-        port: target.port,
+        sock: socket,
         username: target.username,
         password: target.password,
         privateKey: target.privateKey,
         passphrase: target.passphrase,
         tryKeyboard: target.password !== undefined,
-        readyTimeout: CONNECT_TIMEOUT_MS,
+        readyTimeout: LOGIN_TIMEOUT_MS,
         keepaliveInterval: 10_000,
         keepaliveCountMax: 6,
         hostVerifier: (key: Buffer) => {
@@ -130,6 +151,7 @@ export class SshSession {
       return new SshSession(ssh, target, hostKey);
     } catch (error) {
       ssh.dispose();
+      socket?.destroy();
       throw connectError(target, error, hostKey, verdict);
     }
   }
