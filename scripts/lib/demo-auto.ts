@@ -28,8 +28,17 @@ process.on('uncaughtException', (error) => {
 });
 const startedAt = Date.now();
 let line = '';
-/** One line per event; a repeated state overwrites its own line on a terminal. */
+let told = { what: '', at: 0 };
+/**
+ * One line per event. A repeated state overwrites its own line on a terminal; elsewhere it is said again every ten seconds
+ * when only its numbers have changed.
+ */
 function say(text: string, progress = false): void {
+  if (progress && !process.stdout.isTTY) {
+    const what = text.replace(/\d+/g, '');
+    if (what === told.what && Date.now() - told.at < 10_000) return;
+    told = { what, at: Date.now() };
+  }
   const stamp = `${Math.round((Date.now() - startedAt) / 1000)}`.padStart(5);
   const full = `${stamp} s  ${text}`;
   if (progress && process.stdout.isTTY) {
@@ -147,7 +156,7 @@ job = await until('the job to be protected', 1_800_000, async () => {
   if (now.state.name === 'error') throw new GiveUp(JSON.stringify(now.state.error));
   return now.state.name === 'protected' ? now : undefined;
 });
-say(`protected: lag ${job.figures.lagMs} ms`);
+say(`protected: lag ${Math.round(job.figures.lagMs ?? 0)} ms`);
 
 say(`pulling the plug of ${lab.source.domain}`);
 await run(join(root, 'scripts/lab'), ['exec', 'virsh', 'destroy', lab.source.domain], {
@@ -173,3 +182,4 @@ if (picture.status === 200) {
   writeFileSync(path, picture.body);
   say(`its console: ${path}`);
 }
+say(`undo or commit it on the page: ${lab.url}`);
