@@ -152,7 +152,7 @@ _lab_namespaces() {
   [ -f "$LAB_DIR/etc/qemu.conf" ] || _lab_settings || return
   # The shell that makes the mounts becomes process 1 of the lab. Its pid out here is the child of unshare's.
   # shellcheck disable=SC2016
-  setsid unshare --net --mount --pid --fork --propagation private bash -c '
+  setsid unshare --net --mount --pid --fork --kill-child --propagation private bash -c '
     set -e
     lab=$1
     mount -t proc proc /proc
@@ -168,8 +168,12 @@ _lab_namespaces() {
     exec /usr/bin/python3 -I "$2"
   ' lab-init "$LAB_DIR" "$UNDERSTUDY_ROOT/scripts/lib/lab-init.py" </dev/null >"$LAB_DIR/log/init.log" 2>&1 9>&- &
   local outer=$! pid
-  lab_wait 20 "its namespaces (see $LAB_DIR/log/init.log)" test -f "$LAB_DIR/run/ready" || return
-  read -r pid _ <"/proc/$outer/task/$outer/children"
+  if ! lab_wait 20 "its namespaces (see $LAB_DIR/log/init.log)" test -f "$LAB_DIR/run/ready" ||
+    ! pid=$(grep -o '[0-9]*' "/proc/$outer/task/$outer/children"); then
+    # What is not on record could not be ended later.
+    kill -9 "$outer"
+    return 1
+  fi
   echo "$pid $(_lab_start_time "$pid")" >"$LAB_DIR/holder"
 }
 
