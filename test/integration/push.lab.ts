@@ -166,6 +166,8 @@ export async function until(
   }
 }
 
+const ROOT = join(import.meta.dirname, '../..');
+
 export class FakeServer {
   readonly port: number;
   readonly dir: string;
@@ -174,7 +176,7 @@ export class FakeServer {
   readonly loop: string;
   readonly #child: ChildProcess;
   #log = '';
-  /** What has the product's name on this machine, whose files are seen over there: the folder that this is run from. */
+  /** What has the product's name on this machine, whose files are seen over there. */
   #ownTraces: string[] = [];
 
   private constructor(
@@ -252,10 +254,10 @@ export class FakeServer {
     );
   }
 
-  /** Every path over there that has to do with the product and was not there at the start. */
+  /** Every path over there that has to do with the product, was not there at the start, and is not this very folder's. */
   traces(): string[] {
     const found = this.sh(
-      "find /usr/lib /usr/bin /etc /var /run /root /home /opt /tmp /sys/fs/bpf -xdev \\( -iname '*understudy*' -o -path '*/understudy*' \\) 2>/dev/null; true",
+      `find /usr/lib /usr/bin /etc /var /run /root /home /opt /tmp /sys/fs/bpf -xdev -path '${ROOT}' -prune -o \\( -iname '*understudy*' -o -path '*/understudy*' \\) -print 2>/dev/null; true`,
     );
     return found.split('\n').filter((path) => path && !this.#ownTraces.includes(path));
   }
