@@ -183,9 +183,11 @@ export function applyEvent(
       return patchStep(record, event.step, { state: 'compensating' });
     case 'compensation-done': {
       if (phase.name !== 'compensating' && phase.name !== 'undoing') return record;
+      const { endedAt } = record.steps.find(({ name }) => name === event.step)!;
       const next = patchStep(record, event.step, {
         state: 'compensated',
-        endedAt: now,
+        // What a step took is not how long its work stood: a report of a test says both.
+        endedAt: endedAt ?? now,
         ...(event.detail === null ? {} : { detail: event.detail }),
       });
       if (next.steps.some(began)) return next;

@@ -1446,7 +1446,10 @@ t.test('a test that is kept: it runs until somebody ends it, over a restart as w
   t.notOk(late.ownsDisks(JOB));
   t.same(late.fenceOf('source-1', null), { name: 'none' }, 'a test fences no source');
   late.resumeAll();
-  t.equal((await late.settled(kept.failoverId)).state.name, 'undone');
+  const undone = await late.settled(kept.failoverId);
+  t.equal(undone.state.name, 'undone');
+  const ends = ({ steps }: Failover) => steps.map(({ name, endedAt }) => ({ name, endedAt }));
+  t.same(ends(undone), ends(kept), 'each step says how long it took, not until when it stood');
   t.same(judgeTest(world), []);
 });
 
