@@ -16,9 +16,8 @@ import { undError } from '../../protocol/errors.ts';
 import { VERSION } from '../../protocol/version.ts';
 import { SecretBox } from '../auth/secret-box.ts';
 import { CertificateAuthority } from '../identity/certificate-authority.ts';
-
 import { type Database, SCHEMA_VERSION } from '../state/database.ts';
-import { syncDirectory, writeFileDurably } from '../state/files.ts';
+import { syncPath, writeFileDurably } from '../state/files.ts';
 import { forgetCheckpoints } from '../state/forget-checkpoints.ts';
 import { openBackup, sealBackup } from './backup-file.ts';
 
@@ -131,7 +130,7 @@ export async function stageRestore(
     const pending = join(dataDir, PENDING);
     rmSync(pending, { recursive: true, force: true });
     renameSync(staging, pending);
-    syncDirectory(dataDir);
+    syncPath(dataDir);
   } finally {
     rmSync(staging, { recursive: true, force: true });
   }
@@ -172,7 +171,7 @@ export function swapInRestore(dataDir: string, beforeEach: () => void = () => {}
     rmSync(join(dataDir, 'before-restore'), { recursive: true, force: true });
     mkdirSync(join(dataDir, 'before-restore'), { mode: 0o700 });
     move(pending, doing);
-    syncDirectory(dataDir);
+    syncPath(dataDir);
   }
   for (const name of SWAPPED) {
     const next = join(doing, name);
@@ -189,9 +188,9 @@ export function swapInRestore(dataDir: string, beforeEach: () => void = () => {}
     }
     rmSync(now, { recursive: true, force: true });
     move(next, now);
-    syncDirectory(dataDir);
+    syncPath(dataDir);
   }
   rmSync(doing, { recursive: true, force: true });
-  syncDirectory(dirname(doing));
+  syncPath(dirname(doing));
   return true;
 }

@@ -6,8 +6,7 @@
 import { existsSync, linkSync, renameSync, rmSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
-
-import { syncDirectory, syncFile } from './files.ts';
+import { syncPath } from './files.ts';
 import { forgetCheckpoints } from './forget-checkpoints.ts';
 
 const copyOf = (path: string) => `${path}.before-upgrade`;
@@ -29,9 +28,9 @@ export function keepBeforeUpgrade(db: DatabaseSync, path: string): void {
   const unfinished = `${copyOf(path)}.new`;
   for (const file of [unfinished, ...sides(unfinished)]) rmSync(file, { force: true });
   db.prepare('VACUUM INTO ?').run(unfinished);
-  syncFile(unfinished);
+  syncPath(unfinished);
   renameSync(unfinished, copyOf(path));
-  syncDirectory(dirname(path));
+  syncPath(dirname(path));
 }
 
 /**
@@ -54,9 +53,9 @@ export function takeBack(path: string, known: number): boolean {
   for (const file of sides(path)) rmSync(file, { force: true });
   rmSync(givenUp(path), { force: true });
   linkSync(path, givenUp(path));
-  syncDirectory(dirname(path));
+  syncPath(dirname(path));
   renameSync(copy, path);
-  syncDirectory(dirname(path));
+  syncPath(dirname(path));
   return true;
 }
 
@@ -64,5 +63,5 @@ export function takeBack(path: string, known: number): boolean {
 export function upgradeAccepted(path: string): void {
   if (!existsSync(copyOf(path))) return;
   rmSync(copyOf(path));
-  syncDirectory(dirname(path));
+  syncPath(dirname(path));
 }

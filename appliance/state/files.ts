@@ -1,19 +1,9 @@
 import { closeSync, fsyncSync, openSync, renameSync, rmSync, writeSync } from 'node:fs';
 import { dirname } from 'node:path';
 
-/** Makes a directory's entries durable. */
-export function syncDirectory(path: string): void {
+/** Makes durable what is in a file, or the entries of a directory. */
+export function syncPath(path: string): void {
   const fd = openSync(path, 'r');
-  try {
-    fsyncSync(fd);
-  } finally {
-    closeSync(fd);
-  }
-}
-
-/** Makes a file's content durable that somebody else has written. */
-export function syncFile(path: string): void {
-  const fd = openSync(path, 'r+');
   try {
     fsyncSync(fd);
   } finally {
@@ -34,5 +24,5 @@ export function writeFileDurably(path: string, content: Uint8Array | string, mod
     closeSync(fd);
   }
   renameSync(temporary, path);
-  syncDirectory(dirname(path));
+  syncPath(dirname(path));
 }
