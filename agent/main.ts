@@ -7,6 +7,7 @@ import { AgentState, agentPaths, UNIT_NAME } from './config.ts';
 import { enrol } from './enrol/enrol.ts';
 import { machineIdentity } from './inventory/machine.ts';
 import { takeInventory } from './inventory/take.ts';
+import { OwedPosts } from './quiesce/owed.ts';
 import { ensureHelper } from './service/helper.ts';
 import { inWords, log } from './service/log.ts';
 import { agentPreflight } from './service/preflight.ts';
@@ -22,6 +23,7 @@ const HELP = `understudy-agent: replicates this server's disks to its recovery a
   run         the service (started by systemd)
   enrol       use the ticket in the state folder now, and end
   inventory   print what this server is and has, as JSON
+  settle      call the post-hooks that an agent owes that has ended (by systemd, at its end)
   preflight   print what would keep the agent from working here, as JSON
   uninstall   stop the service and remove every trace of the agent
   version     print the version
@@ -32,9 +34,10 @@ const print = (value: unknown) => process.stdout.write(`${JSON.stringify(value, 
 /** Tests run the agent with its state in a folder of their own. */
 const paths = agentPaths(process.env.UNDERSTUDY_AGENT_ROOT ?? '');
 const state = new AgentState(paths.stateDir);
+const owed = new OwedPosts({ ...paths, log });
 
 async function run(): Promise<number> {
-  collectLessOften();
+  collectLessOften('tight');
   // Without its helper the agent still connects: the appliance learns from it what is wrong.
   const helper = await ensureHelper(paths.programDir).catch((error) => {
     log('error', inWords(error));
@@ -44,13 +47,15 @@ async function run(): Promise<number> {
   const service = new AgentService({
     state,
     log,
-    createStream: (log) => createStream(paths, helper, share, log),
+    createStream: (log) => createStream(paths, helper, share, owed, log),
     machine: machineIdentity,
     inventory: takeInventory,
-    removeTraces: () => removeTraces(paths),
+    removeTraces: () => removeTraces(paths, systemctl, owed),
   });
   for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, () => service.stop());
   log('info', `understudy-agent ${AGENT_VERSION} starts`);
+  // Not awaited: the capture must go on meanwhile. Points wait for it.
+  void owed.settle();
   const ended = await service.run();
   if (ended.kind === 'not-enrolled') {
     log('error', inWords(ended.error));
@@ -91,6 +96,9 @@ async function main(command: string | undefined): Promise<number> {
       print({ version: AGENT_VERSION, ok, checks });
       return 0;
     }
+    case 'settle':
+      await owed.settle();
+      return 0;
     case 'uninstall':
       await uninstall(paths);
       return 0;

@@ -5,7 +5,7 @@
  * docs/stream.md says why each order of things is as it is.
  */
 import { randomUUID } from 'node:crypto';
-import { mkdir, readFile, rename, unlink, writeFile } from 'node:fs/promises';
+import { mkdir } from 'node:fs/promises';
 import { totalmem } from 'node:os';
 import { join } from 'node:path';
 import type { CompareDisks } from '../protocol/compare-disks.ts';
@@ -35,6 +35,7 @@ import type { VerifyHost } from './mirror/verify-run.ts';
 import { Window } from './queue/window.ts';
 import { type PointTaken, PointTaker } from './quiesce/point-taker.ts';
 import type { QuiesceRequest } from './quiesce/quiesce.ts';
+import { AckNote } from './send/ack-note.ts';
 import { LinkMeter } from './send/link-meter.ts';
 import { Order } from './send/order.ts';
 import { decideResume, type Remembered } from './send/resume.ts';
@@ -77,9 +78,12 @@ export interface SourceStreamOptions {
 
 type Job = ControlOf<'configureJob'>;
 
-/** A frame is closed at this size, or so long after its first record, whichever comes first; batches stay whole. */
+/**
+ * A frame is closed at this size, or so long after its first batch, whichever comes first; batches stay whole. The helper
+ * lets records gather for 40 ms or to this size (GATHER_US): a batch that is on its way is still waited for.
+ */
 const FRAME_BYTES = 512 * 1024;
-const FRAME_MS = 20;
+const FRAME_MS = 1;
 /** A batch that would make a larger frame is cut; see docs/stream.md for what that means. */
 const FRAME_MAX_BYTES = 6 * 1024 * 1024;
 /** A little less than a second: with a late timer, too, there is a clock mark in each second. */
@@ -288,7 +292,7 @@ class Session {
   readonly #start: CaptureStart;
   readonly #died: () => void;
   readonly #stopping = new AbortController();
-  readonly #statePath: string;
+  readonly #ackNote: AckNote;
   #job: Job;
   #remembered: Remembered | null;
   #window: Window | undefined;
@@ -332,7 +336,6 @@ class Session {
   #readBytes = 0;
   #writtenBytes = 0;
   #statusTimer: NodeJS.Timeout | undefined;
-  #noting = false;
   readonly #swap: SwapAreas;
   readonly #exclusions: Exclusions;
 
@@ -341,6 +344,7 @@ class Session {
     job: Job,
     capture: Capture,
     start: CaptureStart,
+    ackNote: AckNote,
     remembered: Remembered | null,
     died: () => void,
   ) {
@@ -350,7 +354,7 @@ class Session {
     this.#start = start;
     this.#remembered = remembered;
     this.#died = died;
-    this.#statePath = join(options.runDir, `stream-${job.jobId}.json`);
+    this.#ackNote = ackNote;
     this.#swap = new SwapAreas(join(options.runDir, `swap-${job.jobId}.json`));
     this.#exclusions = new Exclusions(join(options.runDir, `excluded-${job.jobId}.json`));
     this.#releasedPos = Number(start.consumerPos);
@@ -409,8 +413,11 @@ class Session {
       options.log?.('warning', `the capture was not adopted: ${start.notAdoptedBecause}`);
     }
     const status = await capture.status();
-    const remembered = await readRemembered(join(options.runDir, `stream-${job.jobId}.json`));
-    const session = new Session(options, job, capture, start, remembered, died);
+    const ackNote = new AckNote(join(options.runDir, `stream-${job.jobId}.json`), (reason) =>
+      options.log?.('warning', `the last acknowledgement cannot be noted: ${reason}`),
+    );
+    const remembered = await ackNote.read();
+    const session = new Session(options, job, capture, start, ackNote, remembered, died);
     session.#setWallClock(status);
     unlisten();
     capture.onEvent((event) => session.#onEvent(event));
@@ -577,7 +584,9 @@ class Session {
   control(message: ControlMessage): void {
     switch (message.type) {
       case 'ack':
-        if (message.jobId === this.#job.jobId && this.#attached) this.#acked(message.seq);
+        if (message.jobId === this.#job.jobId && this.#attached) {
+          this.#ackedOn(this.#attached, message.seq);
+        }
         break;
       case 'flow': {
         const attached = this.#attached;
@@ -633,17 +642,30 @@ class Session {
     }
   }
 
+  /** @throws UND_LINK_MESSAGE_INVALID if the frame was not sent */
+  #ackedOn({ nextSeq }: Attached, seq: number): void {
+    if (seq >= nextSeq) {
+      throw undError('UND_LINK_MESSAGE_INVALID', {
+        reason: `an acknowledgement of frame ${seq}; the last one that was sent is ${nextSeq - 1}`,
+      });
+    }
+    this.#acked(seq);
+  }
+
   #acked(seq: number): void {
     const window = this.#window!;
     const before = window.bytes;
     const rawBefore = window.ackedRawBytes;
     const capturePos = window.ack(seq);
     if (capturePos === null) return;
-    this.#linkMeter.acked(window.ackedRawBytes - rawBefore, window.bytes === 0);
+    // What is folded in a batch takes no link, and what the source writes is counted before that.
+    const captured = Math.max(0, capturePos - this.#releasedPos);
+    const sent = window.ackedRawBytes - rawBefore;
+    this.#linkMeter.acked(Math.max(captured, sent), window.bytes === 0);
     this.#countAck(before - this.#window!.bytes);
     this.#release(capturePos);
     this.#remembered = { ...this.#epoch!, ackedSeq: seq };
-    this.#note();
+    this.#ackNote.write(this.#remembered);
     this.#order.poke();
   }
 
@@ -660,27 +682,6 @@ class Session {
     if (pos <= this.#releasedPos) return;
     this.#releasedPos = pos;
     this.#capture.release(BigInt(pos));
-  }
-
-  /** Note the last acknowledgement on the tmpfs; one write at a time, the newest wins. */
-  #note(): void {
-    if (this.#noting) return;
-    this.#noting = true;
-    const write = async () => {
-      let noted: Remembered | null = null;
-      while (noted !== this.#remembered) {
-        noted = this.#remembered;
-        await writeFile(`${this.#statePath}.new`, JSON.stringify(noted));
-        await rename(`${this.#statePath}.new`, this.#statePath);
-      }
-    };
-    write()
-      .catch((error) =>
-        this.#log('warning', `the last acknowledgement cannot be noted: ${error.message}`),
-      )
-      .finally(() => {
-        this.#noting = false;
-      });
   }
 
   // ---- captured writes become frames ---------------------------------------------------------------------------
@@ -704,6 +705,10 @@ class Session {
   #takeBatch(batch: CaptureBatch): void {
     const first = batch.records[0];
     if (first && first.bootNs - this.#clockMarkNs >= CLOCK_MARK_NS) this.#flush();
+    // A second that somebody chooses is a frame's end: all that was written by then, and nothing of what came later.
+    if (first && this.#open && this.#second(first.bootNs) > this.#second(this.#open.bootNs)) {
+      this.#flush();
+    }
     this.#batchEndPos = Number(batch.endPos);
     const held: HeldBatch = { holders: 1, recycle: () => batch.recycle?.() };
     let pointMark: CaptureBatch['records'][number] | undefined;
@@ -790,6 +795,11 @@ class Session {
     if (this.#order.held && this.#bootNs - this.#clockMarkNs >= CLOCK_MARK_NS) {
       this.#tick(this.#bootNs);
     }
+  }
+
+  /** Of the wall clock. */
+  #second(bootNs: bigint): bigint {
+    return (bootNs + this.#wallOffsetNs) / 1_000_000_000n;
   }
 
   #advance(bootNs: bigint): void {
@@ -1089,6 +1099,10 @@ class Session {
         const all = [...free, ...files, ...this.#swap.spans(disk)];
         return all.sort((a, b) => a.offsetBytes - b.offsetBytes);
       },
+      free: async (disk) => {
+        const size = this.#job.disks.find(({ index }) => index === disk)?.sizeBytes ?? 0;
+        return (await this.#options.unneeded?.(devicePath(disk), size, []))?.free ?? [];
+      },
       settle: () => this.#followExclusions(),
       leftOut: (disk) => this.#swap.spans(disk),
       replicaHashes: (query) => this.#replicaHashes(query),
@@ -1362,20 +1376,12 @@ class Session {
     this.unlink();
     await this.#capture.stop({ unpin });
     await this.#consumer;
+    this.#ackNote.close();
     if (unpin) {
-      await unlink(this.#statePath).catch(() => {});
+      await this.#ackNote.forget();
       await this.#swap.forget();
       await this.#exclusions.forget();
     }
-  }
-}
-
-async function readRemembered(path: string): Promise<Remembered | null> {
-  try {
-    const value = JSON.parse(await readFile(path, 'utf8')) as Remembered;
-    return typeof value?.ackedSeq === 'number' ? value : null;
-  } catch {
-    return null;
   }
 }
 

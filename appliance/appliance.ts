@@ -270,9 +270,16 @@ export async function startAppliance(
         .catch((error) => log.error({ err: error }, 'a completed failover was not recorded'));
     } else if (name === 'failed' || name === 'undone') job.kick();
   };
+  const groupStore = new GroupStore(db);
+  const clocks = new SourceClocks({
+    store: groupStore,
+    sessions: () =>
+      [...agents.sessions.values()].filter(({ hello }) => hello.features?.includes(FEATURE_CLOCK)),
+    pollMs: outside.clockPollMs,
+  });
   const handleOf = (jobId: string) => {
     const job = jobs.find(jobId) && jobs.actor(jobId);
-    return job ? jobHandle(job, sources) : endedJob(jobId);
+    return job ? jobHandle(job, sources, clocks) : endedJob(jobId);
   };
   const server = outside.server({
     bind: config.listen,
@@ -309,7 +316,6 @@ export async function startAppliance(
     return engine;
   };
 
-  const groupStore = new GroupStore(db);
   const members = memberEngine({
     engine: failoverEngine,
     hypervisor: () => host.hypervisor,
@@ -327,12 +333,6 @@ export async function startAppliance(
     retryDelayMs: (code, attempt, elapsedMs) => retryDelayMs(code, attempt, elapsedMs, 'forward'),
     newId: randomUUID,
   });
-  const clocks = new SourceClocks({
-    store: groupStore,
-    sessions: () =>
-      [...agents.sessions.values()].filter(({ hello }) => hello.features?.includes(FEATURE_CLOCK)),
-    pollMs: outside.clockPollMs,
-  });
   const groups: GroupService = new GroupService({
     store: groupStore,
     jobs,
@@ -341,6 +341,7 @@ export async function startAppliance(
     events,
     log,
     check: members.check,
+    find: (failoverId) => engine?.find(failoverId) ?? null,
   });
   /** @throws UND_FAILOVER_NOT_FOUND */
   const mountOf = (id: string): Failover => {
@@ -475,16 +476,30 @@ export async function startAppliance(
   if (engine) runner.resumeAll();
   groups.start();
   clocks.start();
+  /** Newest first. */
+  const testsOf = () => (engine?.list() ?? []).filter(({ kind }) => kind === 'test');
   const tests = new TestScheduler({
-    jobs: () =>
-      jobs.list().map(({ jobId, state, settings }) => ({
-        jobId,
-        every: settings.testEvery ?? 'off',
-        isReady: state.name === 'protected',
-      })),
-    tests: () => (engine?.list() ?? []).filter(({ kind }) => kind === 'test'),
-    start: (jobId) =>
-      failoverEngine().startTest(jobId, { wanted: null, keepMinutes: 0, trigger: 'schedule' }),
+    // Groups first: the test of a group is one of each member.
+    scheduled: () => {
+      const tests = testsOf();
+      const ofJobs = jobs.list().map(({ jobId, state, settings }) => {
+        const last = tests.find((test) => test.jobId === jobId);
+        return {
+          id: jobId,
+          every: settings.testEvery ?? 'off',
+          isReady: state.name === 'protected',
+          lastMs: last ? Date.parse(last.startedAt) : null,
+        };
+      });
+      return [...groups.scheduledTests(), ...ofJobs];
+    },
+    isTesting: () =>
+      groups.isTesting() ||
+      testsOf().some(({ state }) => state.name !== 'failed' && state.name !== 'undone'),
+    start: (id) =>
+      groupStore.get(id)
+        ? groups.failOver(id, { kind: 'test' }, 'schedule')
+        : failoverEngine().startTest(id, { wanted: null, keepMinutes: 0, trigger: 'schedule' }),
     log,
     now: outside.now,
     pollMs: outside.testPollMs,

@@ -38,7 +38,7 @@ async function main(): Promise<void> {
   const read = readConfig(process.argv.slice(2), process.env);
   if (read.act === 'help') return void process.stdout.write(HELP);
   if (read.act === 'version') return void process.stdout.write(`${VERSION}\n`);
-  collectLessOften();
+  collectLessOften('roomy');
   const { config } = read;
   let stopping = false;
   const stop = (exitCode: number) => {

@@ -15,6 +15,7 @@
  */
 import { promisify } from 'node:util';
 import { constants, crc32, createZstdCompress, type ZstdCompress, zstdDecompress } from 'node:zlib';
+import { BufferPool } from './buffer-pool.ts';
 import { undError } from './errors.ts';
 
 export const FRAME_MAGIC = 0x31465355; // "USF1"
@@ -255,8 +256,10 @@ function layOut(raw: Buffer, extents: readonly FrameExtent[]): void {
 export const FRAME_ROOM_BYTES = 8;
 const wholes = new WeakMap<Buffer, Buffer>();
 
+const frames = new BufferPool();
+
 function allocateFrame(payloadBytes: number): Buffer {
-  const whole = Buffer.allocUnsafe(FRAME_ROOM_BYTES + FRAME_HEADER_BYTES + payloadBytes);
+  const whole = frames.take(FRAME_ROOM_BYTES + FRAME_HEADER_BYTES + payloadBytes);
   const frame = whole.subarray(FRAME_ROOM_BYTES);
   wholes.set(frame, whole);
   return frame;
@@ -264,6 +267,14 @@ function allocateFrame(payloadBytes: number): Buffer {
 
 /** The frame with FRAME_ROOM_BYTES of room in front of it, or undefined if it has none. */
 export const withRoom = (frame: Buffer): Buffer | undefined => wholes.get(frame);
+
+/** Nobody looks at a frame that was packed here any more: its memory is another's soon. */
+export function recycleFrame(frame: Buffer): void {
+  const whole = wholes.get(frame);
+  if (!whole) return;
+  wholes.delete(frame);
+  frames.give(whole);
+}
 
 /** As many as the thread pool has threads: more at once would not be faster, only each hold its buffers. */
 const PACKING = 4;
@@ -314,6 +325,10 @@ function readSafe(buffer: Buffer, at: number, name: string, seq: bigint): number
   if (value > BigInt(Number.MAX_SAFE_INTEGER)) throw invalid(seq, `${name} is ${value}`);
   return Number(value);
 }
+
+/** How long the frame at `at` claims to be, header and all; unchecked, and its header must be there. */
+export const claimedFrameBytes = (buffer: Buffer, at: number): number =>
+  FRAME_HEADER_BYTES + buffer.readUInt32LE(at + 32);
 
 /**
  * Read and check a header; every length in it is within bounds afterwards.

@@ -13,7 +13,18 @@ export const GARBAGE_FLAGS = [
   '--external-memory-accounted-in-global-limit',
 ] as const;
 
-/** Call it first of all, in each program that carries a stream. */
-export function collectLessOften(): void {
-  for (const flag of GARBAGE_FLAGS) setFlagsFromString(flag);
+/** Buffers alone may else grow by no more than a third of what lives, whatever the heap may. */
+export const ROOMY_GARBAGE_FLAGS = [
+  ...GARBAGE_FLAGS,
+  '--external-memory-max-growing-factor=3',
+] as const;
+
+/**
+ * Call it first of all, in each program that carries a stream.
+ * @param memory `roomy` collects less often still, for tens of MiB more
+ */
+export function collectLessOften(memory: 'tight' | 'roomy'): void {
+  for (const flag of memory === 'roomy' ? ROOMY_GARBAGE_FLAGS : GARBAGE_FLAGS) {
+    setFlagsFromString(flag);
+  }
 }

@@ -13,7 +13,15 @@ const PREFIX_BYTES = 5;
 const TYPE_CONTROL = 1;
 const TYPE_FRAME = 2;
 const MAX_CONTROL_BYTES = 4 * 1024 * 1024;
+/** A message up to this size is copied behind its prefix: writing two pieces costs more. */
+const JOINED_BYTES = 16 * 1024;
 const MAX_FRAME_BYTES = FRAME_HEADER_BYTES + MAX_UNPACKED_BYTES;
+
+function prefixOf(type: number, body: Buffer, message: Buffer): Buffer {
+  message.writeUInt32LE(body.length, 0);
+  message.writeUInt8(type, 4);
+  return message;
+}
 
 export interface LinkHandlers {
   /** Reading goes on when it resolves; a rejection closes the link with that error. */
@@ -212,17 +220,17 @@ export class Link extends EventEmitter<LinkEvents> {
 
   #write(type: number, body: Buffer): boolean {
     this.#bytesSent += PREFIX_BYTES + body.length;
-    const whole = withRoom(body);
-    const message = whole?.subarray(FRAME_ROOM_BYTES - PREFIX_BYTES);
-    const prefix = message ?? Buffer.allocUnsafe(PREFIX_BYTES);
-    prefix.writeUInt32LE(body.length, 0);
-    prefix.writeUInt8(type, 4);
-    if (message) return this.#stream.write(message);
-    this.#stream.cork();
-    this.#stream.write(prefix);
-    const more = this.#stream.write(body);
-    process.nextTick(() => this.#stream.uncork());
-    return more;
+    const roomy = withRoom(body)?.subarray(FRAME_ROOM_BYTES - PREFIX_BYTES);
+    if (!roomy && body.length > JOINED_BYTES) {
+      this.#stream.cork();
+      this.#stream.write(prefixOf(type, body, Buffer.allocUnsafe(PREFIX_BYTES)));
+      const more = this.#stream.write(body);
+      process.nextTick(() => this.#stream.uncork());
+      return more;
+    }
+    const message = roomy ?? Buffer.allocUnsafe(PREFIX_BYTES + body.length);
+    if (!roomy) body.copy(message, PREFIX_BYTES);
+    return this.#stream.write(prefixOf(type, body, message));
   }
 
   /** Ping every `intervalMs`, so that the other side and what lies between see a living link. */

@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { geteuid } from 'node:process';
 import { promisify } from 'node:util';
-import { BufferPool } from './buffer-pool.ts';
+import { BufferPool } from '../../protocol/buffer-pool.ts';
 
 /** Of what comes before a body's own buffer is known. */
 const READ_BYTES = 64 * 1024;

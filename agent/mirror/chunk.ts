@@ -65,7 +65,16 @@ export function subtractSpans(total: Span, holes: readonly Span[]): Span[] {
   const spans: Span[] = [];
   const end = total.offsetBytes + total.lengthBytes;
   let at = total.offsetBytes;
-  for (const hole of holes) {
+  // The first that ends behind it: there may be as many holes as there are totals to subtract them from.
+  let first = 0;
+  for (let stop = holes.length; first < stop; ) {
+    const middle = (first + stop) >> 1;
+    const hole = holes[middle]!;
+    if (hole.offsetBytes + hole.lengthBytes <= at) first = middle + 1;
+    else stop = middle;
+  }
+  for (let next = first; next < holes.length; next++) {
+    const hole = holes[next]!;
     const holeEnd = hole.offsetBytes + hole.lengthBytes;
     if (holeEnd <= at) continue;
     if (hole.offsetBytes >= end) break;

@@ -43,6 +43,8 @@ export interface MirrorHost extends CompareHost {
   openReader(disk: number): Promise<BlockReader>;
   /** Sorted spans that need not be mirrored: unallocated by a map that may be trusted, excluded, or active swap. */
   unneeded(disk: number): Promise<Span[]>;
+  /** Sorted spans that are unallocated by maps that are read now and may be trusted. */
+  free(disk: number): Promise<Span[]>;
   /** Sorted spans that stay out of the stream altogether: active swap. */
   leftOut(disk: number): readonly Span[];
   /** What an earlier look left out, and should not be left out any more, is dirty when it resolves. */
@@ -63,6 +65,12 @@ interface Chunk {
   /** Null: nothing of it is needed. */
   data: Promise<{ data: Buffer; zero: boolean }> | null;
 }
+
+/**
+ * From here on a drain is worth the maps of free blocks, which take a moment's freeze: so much at once is a trim of free
+ * space as a rule.
+ */
+const LARGE_DRAIN_BYTES = 1024 * 1024 * 1024;
 
 const bytesOf = (spans: ReadonlyArray<{ lengthBytes: number }>): number =>
   spans.reduce((sum, { lengthBytes }) => sum + lengthBytes, 0);
@@ -89,6 +97,11 @@ export async function runMirror(
         ? { cursorBytes: ask.startBytes, skippedBytes: 0 }
         : await mirrorBlocks(host, ask, reader, tracker.touched, signal);
     await host.settle(disk);
+    if (ask.kind === 'drain' && ask.endBytes - ask.startBytes > LARGE_DRAIN_BYTES) {
+      at.skippedBytes = await takeFree(host, disk, taken);
+      at.cursorBytes += at.skippedBytes;
+    }
+    const begunBytes = at.cursorBytes;
     await drainDirty(
       {
         takeDirty: (index, maxBytes, fromBytes) => host.takeDirty(index, maxBytes, fromBytes),
@@ -99,7 +112,8 @@ export async function runMirror(
         room: () => host.room(),
         read: (bytes) => host.read(bytes),
         emit: (drainedBytes, extents) => {
-          if (ask.kind === 'drain') at.cursorBytes = Math.min(drainedBytes, ask.endBytes);
+          if (ask.kind === 'drain')
+            at.cursorBytes = Math.min(begunBytes + drainedBytes, ask.endBytes);
           host.emit(ask, at.cursorBytes, at.skippedBytes, extents);
           host.progress(ask, at.cursorBytes, at.skippedBytes);
         },
@@ -134,6 +148,33 @@ async function takeAhead(host: MirrorHost, ask: MirrorAsk, taken: Extent[]): Pro
   if (rest.length > 0) await host.markDirty(ask.disk, rest);
   // As in a drain: the records of the writes that marked them are not to cut them.
   if (taken.length > 0) await host.overtaken();
+}
+
+/**
+ * What is dirty now and free behind that need not be read: what is allocated later is written later, and order is held.
+ * The maps come second, so that nothing is left out that is marked from now on, such as a write that failed.
+ * @returns its bytes
+ */
+async function takeFree(host: MirrorHost, disk: number, taken: Extent[]): Promise<number> {
+  const dirty = await host.takeDirty(disk);
+  taken.push(...dirty);
+  await host.overtaken();
+  const free = (await host.free(disk)).flatMap(wholeGrains);
+  const needed = dirty.flatMap((extent) => subtractSpans(extent, free));
+  await host.markDirty(disk, needed);
+  taken.length = 0;
+  for (const extent of dirty) taken.push(...subtractSpans(extent, needed));
+  return bytesOf(taken);
+}
+
+/** The dirty map knows no smaller parts, also where its grain is large. */
+const DIRTY_GRAIN_BYTES = 64 * 1024;
+
+function wholeGrains({ offsetBytes, lengthBytes }: Span): Span[] {
+  const grain = DIRTY_GRAIN_BYTES;
+  const from = Math.ceil(offsetBytes / grain) * grain;
+  const end = Math.floor((offsetBytes + lengthBytes) / grain) * grain;
+  return end > from ? [{ offsetBytes: from, lengthBytes: end - from }] : [];
 }
 
 /** What is to be sent of the blocks up to `endBytes`. */

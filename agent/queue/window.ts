@@ -3,6 +3,7 @@
  * not read and its ring fills; that is how a slow link reaches the source's memory, and no further.
  */
 import { undError } from '../../protocol/errors.ts';
+import { recycleFrame } from '../../protocol/frame.ts';
 
 export interface WindowEntry {
   seq: number;
@@ -104,6 +105,8 @@ export class Window {
     while (this.#entries.length > 0 && this.#entries[0]!.seq <= seq) {
       const entry = this.#entries.shift()!;
       entry.acked = true;
+      // The other side has all of it, so nothing here reads it any more.
+      entry.packed.then(recycleFrame, () => {});
       this.#bytes -= entry.bytes;
       this.#ackedRawBytes += entry.rawBytes;
       capturePos = entry.capturePos;

@@ -16,7 +16,7 @@ export interface Hook {
 
 /** Exit status of a hook whose application does not run on this server. */
 const NOT_HERE = 77;
-const HOOK_LIMIT_MS = 30_000;
+export const HOOK_LIMIT_MS = 30_000;
 /** All pre-hooks together: what they hold, such as a lock, must not be held long. */
 const PRE_LIMIT_MS = 60_000;
 const SAID_CHARS = 300;
@@ -77,6 +77,13 @@ export interface HookRunOptions {
   limitMs?: number;
   /** True: each hook becomes a unit of its own, because the agent's own unit has few rights. */
   asUnit?: boolean;
+}
+
+/** Where it stands whose `post` is owed, whatever becomes of this process: `OwedPosts`. */
+export interface HookNotes {
+  /** @throws if it cannot be noted: then the hook is not begun */
+  begin(hook: Hook, options: HookRunOptions): Promise<void>;
+  paid(name: string): Promise<void>;
 }
 
 /** systemd is what started this system. */
@@ -196,16 +203,26 @@ export async function runHook(
 export async function runPre(
   hooks: readonly Hook[],
   options: HookRunOptions,
+  notes: HookNotes,
 ): Promise<{ reports: HookReport[]; begun: Hook[]; failed: HookReport | null }> {
   const reports: HookReport[] = [];
   const begun: Hook[] = [];
   const end = performance.now() + PRE_LIMIT_MS;
   for (const hook of hooks) {
     const left = Math.max(1, end - performance.now());
+    try {
+      if (!hook.refused) await notes.begin(hook, options);
+    } catch (error) {
+      const text = `it was not begun, because that could not be noted: ${(error as Error).message}`;
+      const failed: HookReport = { name: hook.name, phase: 'pre', outcome: 'failed', ms: 0, text };
+      return { reports: [...reports, failed], begun, failed };
+    }
     begun.push(hook);
     const limitMs = Math.min(options.limitMs ?? HOOK_LIMIT_MS, left);
     const report = await runHook(hook, 'pre', { ...options, limitMs });
     reports.push(report);
+    // One that found nothing to bring to rest has nothing to let go on.
+    if (report.outcome === 'skipped') await notes.paid(hook.name);
     if (report.outcome === 'failed' || report.outcome === 'timed-out') {
       return { reports, begun, failed: report };
     }
@@ -218,13 +235,14 @@ export async function runPost(
   begun: readonly Hook[],
   pre: readonly HookReport[],
   options: HookRunOptions,
+  notes: HookNotes,
 ): Promise<HookReport[]> {
   const reports: HookReport[] = [];
   for (const hook of begun.toReversed()) {
-    // One that found nothing to bring to rest has nothing to let go on.
     if (pre.find(({ name }) => name === hook.name)?.outcome === 'skipped') continue;
     if (hook.refused) continue;
     reports.push(await runHook(hook, 'post', options));
+    await notes.paid(hook.name);
   }
   return reports;
 }

@@ -7,7 +7,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { asUndError } from '../../protocol/errors.ts';
 import type { HookReport } from '../../protocol/marks.ts';
 import type { Freeze } from '../capture/capture.ts';
-import { type Hook, type HookRunOptions, runPost, runPre } from './hooks.ts';
+import { type Hook, type HookNotes, type HookRunOptions, runPost, runPre } from './hooks.ts';
 
 /** What holds at the mark. */
 export interface Quiesced {
@@ -29,6 +29,7 @@ export interface QuiesceEdges {
     point: { pointId: string; name: string },
     mountPoints: readonly string[],
   ): Promise<HookRunOptions>;
+  hookNotes: HookNotes;
 }
 
 export interface QuiesceRequest {
@@ -72,7 +73,7 @@ export async function quiesce(request: QuiesceRequest, edges: QuiesceEdges): Pro
   const found = await edges.findFileSystems(request.devicePaths).catch(asUndError);
   const mountPoints = Array.isArray(found) ? found : [];
   const options = await edges.hookOptions(request.point, mountPoints);
-  const pre = await runPre(await edges.findHooks(), options);
+  const pre = await runPre(await edges.findHooks(), options, edges.hookNotes);
   try {
     const state: Quiesced = {
       quiesced: false,
@@ -95,10 +96,10 @@ export async function quiesce(request: QuiesceRequest, edges: QuiesceEdges): Pro
     state.quiesced = state.reason === null;
     request.marked(state);
   } catch (error) {
-    await runPost(pre.begun, pre.reports, options);
+    await runPost(pre.begun, pre.reports, options, edges.hookNotes);
     throw error;
   }
-  return runPost(pre.begun, pre.reports, options);
+  return runPost(pre.begun, pre.reports, options, edges.hookNotes);
 }
 
 /** Freezes what is mounted; null if there is nothing to freeze or it cannot be done (then `state` says why). */

@@ -79,14 +79,17 @@ export function mayDrain(relapses: Relapses, churn: Churn, nowMs: number): MayDr
   };
 }
 
-/** Of a disk that missed writes: send its dirty blocks, or compare the whole disk because most of it is dirty? */
+/**
+ * Of a disk that missed writes: send its dirty blocks, or compare the whole disk because nobody knows which they are? All
+ * of a disk is dirty where a program could not tell. Much of it is after a trim of its free space, and still a drain.
+ */
 export function planCatchUp(
   disks: ReadonlyArray<{ index: number; sizeBytes: number; dirtyBytes: number }>,
   compare: 'all' | readonly number[],
 ): { compare: number[]; drain: Array<{ disk: number; dirtyBytes: number }> } {
   const plan: ReturnType<typeof planCatchUp> = { compare: [], drain: [] };
   for (const { index, sizeBytes, dirtyBytes } of disks) {
-    if (compare === 'all' || compare.includes(index) || dirtyBytes > sizeBytes / 2) {
+    if (compare === 'all' || compare.includes(index) || dirtyBytes >= sizeBytes) {
       plan.compare.push(index);
     } else if (dirtyBytes > 0) {
       plan.drain.push({ disk: index, dirtyBytes });

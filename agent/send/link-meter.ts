@@ -1,5 +1,5 @@
 /**
- * Pure: how fast the link takes what was captured, in bytes before packing. Only seconds in which frames waited all the
+ * Pure: how fast the link takes what was captured, in bytes as the source wrote them. Only seconds in which frames waited all the
  * time say something about the link; in the others the source was the slower one.
  */
 const SAMPLES = 5;
@@ -16,9 +16,9 @@ export class LinkMeter {
     this.#sinceMs = nowMs;
   }
 
-  /** A frame of so many bytes before packing was acknowledged; `idle`: no other is on the way. */
-  acked(rawBytes: number, idle: boolean): void {
-    this.#ackedBytes += rawBytes;
+  /** Frames that stand for so many bytes were acknowledged; `idle`: no other is on the way. */
+  acked(bytes: number, idle: boolean): void {
+    this.#ackedBytes += bytes;
     if (idle) this.#waited = false;
   }
 

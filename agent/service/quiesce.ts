@@ -7,6 +7,7 @@ import { freeze } from '../capture/capture.ts';
 import type { AgentPaths } from '../config.ts';
 import { findFileSystems } from '../quiesce/find-file-systems.ts';
 import { chooseHooks, systemdRuns, userHooks } from '../quiesce/hooks.ts';
+import type { OwedPosts } from '../quiesce/owed.ts';
 import { type QuiesceRequest, quiesce } from '../quiesce/quiesce.ts';
 import { ensureReadyHooks } from '../quiesce/ready-hooks.ts';
 
@@ -33,20 +34,27 @@ export async function flush(devicePaths: readonly string[]): Promise<void> {
 
 /** What SourceStreamOptions asks for. */
 export const createQuiesce =
-  (paths: Pick<AgentPaths, 'hooksDir' | 'programDir' | 'runDir'>, helper: HelperOptions) =>
+  (
+    paths: Pick<AgentPaths, 'hooksDir' | 'programDir' | 'runDir'>,
+    helper: HelperOptions,
+    owed: OwedPosts,
+  ) =>
   (request: QuiesceRequest) =>
-    quiesce(request, {
-      findFileSystems,
-      freeze: (mountPoints, timeoutMs) => freeze(mountPoints, timeoutMs, helper),
-      findHooks: async () =>
-        chooseHooks(
-          await ensureReadyHooks(`${paths.programDir}/hooks`),
-          await userHooks(paths.hooksDir),
-        ),
-      hookOptions: async (point, mountPoints) => ({
-        runDir: paths.runDir,
-        point,
-        mountPoints,
-        asUnit: await systemdRuns(),
+    owed.during(() =>
+      quiesce(request, {
+        findFileSystems,
+        freeze: (mountPoints, timeoutMs) => freeze(mountPoints, timeoutMs, helper),
+        findHooks: async () =>
+          chooseHooks(
+            await ensureReadyHooks(`${paths.programDir}/hooks`),
+            await userHooks(paths.hooksDir),
+          ),
+        hookOptions: async (point, mountPoints) => ({
+          runDir: paths.runDir,
+          point,
+          mountPoints,
+          asUnit: await systemdRuns(),
+        }),
+        hookNotes: owed,
       }),
-    });
+    );

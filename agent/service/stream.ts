@@ -4,6 +4,7 @@ import { createCapture, freeze, openBlockReader } from '../capture/capture.ts';
 import { openFileMap } from '../capture/file-map.ts';
 import type { AgentPaths } from '../config.ts';
 import { activeSwap, checkNow, findUnneeded, type UnneededEdges } from '../mirror/unneeded.ts';
+import type { OwedPosts } from '../quiesce/owed.ts';
 import { SourceStream } from '../source-stream.ts';
 import type { Log } from './log.ts';
 import type { ProcessorShare } from './processor-share.ts';
@@ -18,10 +19,11 @@ export function createStream(
   paths: AgentPaths,
   helperPath: string | undefined,
   share: ProcessorShare | null,
+  owed: OwedPosts,
   log: Log,
 ): Stream {
   const helper = { helperPath };
-  const quiesce = createQuiesce(paths, helper);
+  const quiesce = createQuiesce(paths, helper, owed);
   const edges: UnneededEdges = {
     openReader: (path) => openBlockReader(path, helper),
     openFileMap: () => openFileMap(helper),

@@ -3,7 +3,9 @@ import { access, rm, rmdir } from 'node:fs/promises';
 import { execa } from 'execa';
 import { undError } from '../../protocol/errors.ts';
 import { type AgentPaths, agentPaths, traces, UNIT_NAME } from '../config.ts';
+import { OwedPosts } from '../quiesce/owed.ts';
 import { createIsolator } from './isolation.ts';
+import { log } from './log.ts';
 
 export type Systemctl = (...args: string[]) => Promise<{ ok: boolean; text: string }>;
 
@@ -31,7 +33,10 @@ const exists = (path: string) =>
 export async function removeTraces(
   paths: AgentPaths = agentPaths(),
   run = systemctl,
+  owed = new OwedPosts({ ...paths, log }),
 ): Promise<string[]> {
+  // First: the hooks that come with the agent go, too.
+  await owed.settle();
   await run('disable', UNIT_NAME);
   // Where there is no nft, nothing was cut off.
   await createIsolator()

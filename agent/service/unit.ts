@@ -19,6 +19,8 @@ StartLimitIntervalSec=0
 [Service]
 Type=simple
 ExecStart=${paths.programDir}/understudy-agent run
+# However it ended: the post-hooks of a point that it was taking.
+ExecStopPost=-${paths.programDir}/understudy-agent settle
 Restart=always
 RestartSec=2
 RestartPreventExitStatus=${EXIT_NOT_ENROLLED}

@@ -280,7 +280,7 @@ const CheckpointMinutes = Type.Integer({
   minimum: 1,
   maximum: 1440,
   description:
-    'a checkpoint of the replica disks is taken this often when something was applied; 15',
+    'a checkpoint of the replica disks is taken this often when something was applied, earlier when 4 GiB were; 15',
 });
 export const Exclusions = Type.Array(
   Type.String({ maxLength: MAX_EXCLUSION_CHARS, pattern: EXCLUSION_PATTERN }),
@@ -309,10 +309,11 @@ const StopUnits = Type.Array(Type.String({ maxLength: 256, pattern: UNIT_NAME_PA
   description:
     "systemd units that a planned failover stops on the source server, in this order; a failover's own list counts instead of the job's",
 });
-const TestEvery = Type.Union(
+export const TestEvery = Type.Union(
   [Type.Literal('off'), Type.Literal('daily'), Type.Literal('weekly'), Type.Literal('monthly')],
   { description: 'scheduled test failovers, at 03:00 UTC: each day, on Sundays, on the 1st; off' },
 );
+export type TestEvery = Static<typeof TestEvery>;
 export const TestChecks = Type.Object(
   {
     tcpPorts: Type.Array(Type.Integer({ minimum: 1, maximum: 65_535 }), {
@@ -933,6 +934,7 @@ export const GroupRequest = Type.Object({
   }),
   wait: GroupWait,
   schedule: Type.Optional(Nullable(MarkEvery)),
+  testEvery: Type.Optional(TestEvery),
 });
 export type GroupRequest = Static<typeof GroupRequest>;
 export const Group = Type.Object({
@@ -941,6 +943,7 @@ export const Group = Type.Object({
   members: Type.Array(GroupMember),
   wait: GroupWait,
   schedule: Nullable(MarkEvery),
+  testEvery: TestEvery,
   markProblem: Nullable(ApiError),
   runId: Nullable(Type.String({ description: 'its failover that is not over' })),
   createdAt: Iso,
@@ -1068,6 +1071,7 @@ export const GroupRunView = Type.Object({
   ),
   test: Nullable(
     Type.Object({
+      trigger: Type.Union([Type.Literal('person'), Type.Literal('schedule')]),
       keepMinutes: Type.Integer(),
       verdict: Nullable(Type.Object({ passed: Type.Boolean(), words: Type.String(), at: Iso })),
       endsAt: Nullable(Iso),
@@ -1232,6 +1236,7 @@ export type ServerEvent = Static<typeof ServerEvent>;
  * POST   /api/groups/:id/failover      GroupFailoverRequest -> GroupRunView (202)
  * GET    /api/group-runs               -> GroupRunView[]   (newest first)
  * GET    /api/group-runs/:id           -> GroupRunView
+ * GET    /api/group-runs/:id/report    -> text/html
  * POST   /api/group-runs/:id/undo      {confirm: string} -> GroupRunView (202; of a test also while it runs)
  * POST   /api/group-runs/:id/commit    {confirm: string} -> GroupRunView (202)
  * POST   /api/group-runs/:id/resume    -> GroupRunView (202; tries again what failed, and goes on)

@@ -5,14 +5,44 @@
 import { type FileHandle, open } from 'node:fs/promises';
 import { execa } from 'execa';
 import type { DiskWrite } from './coalesce.ts';
-import { SMALL_BYTES, type SmallWrite, writeSmall } from './small-writes.ts';
+import {
+  type PackedWrites,
+  packSmall,
+  SMALL_BYTES,
+  type SmallWrite,
+  writePacked,
+} from './small-writes.ts';
 
 /** Smaller zeroes are written; larger ones are punched by fallocate(1), which costs a process. */
 const PUNCH_BYTES = 1024 * 1024;
 const ZEROES = Buffer.alloc(1024 * 1024);
 const MAX_VECTORS = 1000;
+/** So many small writes keep a thread of their own busy. */
+const SMALL_HALF = 64;
 /** As many as the thread pool has threads. */
 const WRITERS = 4;
+
+/** Writes as a disk takes them: copied together where they are small, in runs where they are large. */
+export interface PreparedWrites {
+  small: PackedWrites[];
+  large: Run[];
+}
+
+/** Of sorted, non-overlapping writes; neighbours go in one system call. It may be done before their turn has come. */
+export function prepareWrites(writes: readonly DiskWrite[]): PreparedWrites {
+  const small: SmallWrite[] = [];
+  const large: Run[] = [];
+  for (const { offsetBytes, lengthBytes, data } of runsOf(writes)) {
+    if (data && lengthBytes < SMALL_BYTES) small.push({ offsetBytes, lengthBytes, data });
+    else large.push({ offsetBytes, lengthBytes, data });
+  }
+  // In two halves, of two regions of the disk, where that is more than the handing over.
+  const half = small.length < 2 * SMALL_HALF ? small.length : Math.ceil(small.length / 2);
+  const packed: PackedWrites[] = [];
+  for (let at = 0; at < small.length; at += half)
+    packed.push(packSmall(small.slice(at, at + half)));
+  return { small: packed, large };
+}
 
 export class ReplicaDisk {
   readonly path: string;
@@ -29,18 +59,9 @@ export class ReplicaDisk {
     return new ReplicaDisk(path, await open(path, 'r+'));
   }
 
-  /**
-   * Apply sorted, non-overlapping writes; neighbours go in one system call. Large ones go a few at a time, small ones
-   * together.
-   */
-  async apply(writes: readonly DiskWrite[]): Promise<void> {
-    if (writes.length > 0) this.#dirty = true;
-    const small: SmallWrite[] = [];
-    const large: Run[] = [];
-    for (const { offsetBytes, lengthBytes, data } of runsOf(writes)) {
-      if (data && lengthBytes < SMALL_BYTES) small.push({ offsetBytes, lengthBytes, data });
-      else large.push({ offsetBytes, lengthBytes, data });
-    }
+  /** Writes what was prepared, once: large runs a few at a time, small ones together. */
+  async write({ small, large }: PreparedWrites): Promise<void> {
+    if (small.length + large.length > 0) this.#dirty = true;
     let failed = false;
     let next = 0;
     const writer = async () => {
@@ -56,7 +77,7 @@ export class ReplicaDisk {
       }
     };
     const acts = Array.from({ length: Math.min(WRITERS, large.length) }, writer);
-    if (small.length > 0) acts.push(writeSmall(this.#handle.fd, small));
+    for (const packed of small) acts.push(writePacked(this.#handle.fd, packed));
     // Whatever fails, nothing is under way any more when it is thrown.
     const ends = await Promise.allSettled(acts);
     for (const end of ends) if (end.status === 'rejected') throw end.reason;

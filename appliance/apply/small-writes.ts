@@ -19,9 +19,49 @@ export interface SmallWrite {
   data: readonly Uint8Array[];
 }
 
+/** Small writes in the form in which a thread takes them. */
+export interface PackedWrites {
+  data: ArrayBuffer;
+  spans: Float64Array;
+}
+
+/** Memory of packed writes that are over, the smallest first. */
+const spare: ArrayBuffer[] = [];
+/** Two batches of one disk, one being written and one prepared, in two halves each; more disks at once allocate. */
+const SPARES = 4;
+
+function takeSpare(bytes: number): ArrayBuffer {
+  const index = spare.findIndex(({ byteLength }) => byteLength >= bytes);
+  const [found] = index < 0 ? [] : spare.splice(index, 1);
+  return found ?? new ArrayBuffer(Math.ceil(bytes / ROUND_BYTES) * ROUND_BYTES);
+}
+
+function giveSpare(data: ArrayBuffer): void {
+  spare.push(data);
+  spare.sort((a, b) => a.byteLength - b.byteLength);
+  // The larger ones serve more.
+  if (spare.length > SPARES) spare.shift();
+}
+
+/** Copies the writes together; their own data is not needed any more. */
+export function packSmall(writes: readonly SmallWrite[]): PackedWrites {
+  const data = takeSpare(writes.reduce((sum, { lengthBytes }) => sum + lengthBytes, 0));
+  const bytes = new Uint8Array(data);
+  const spans = new Float64Array(2 * writes.length);
+  let at = 0;
+  writes.forEach((write, index) => {
+    spans[2 * index] = write.offsetBytes;
+    spans[2 * index + 1] = write.lengthBytes;
+    for (const part of write.data) {
+      bytes.set(part, at);
+      at += part.length;
+    }
+  });
+  return { data, spans };
+}
+
 class WriteThread {
   readonly #worker: Worker;
-  #buffer = new ArrayBuffer(0);
   #answered: PromiseWithResolvers<WritesAnswer> | undefined;
   #last: Promise<unknown> = Promise.resolve();
   waiting = 0;
@@ -41,9 +81,9 @@ class WriteThread {
   }
 
   /** In the order of the calls; each is over, for better or worse, before the next one begins. */
-  async write(fd: number, writes: readonly SmallWrite[]): Promise<void> {
+  async write(fd: number, packed: PackedWrites): Promise<void> {
     this.waiting++;
-    const turn = this.#last.then(() => this.#write(fd, writes));
+    const turn = this.#last.then(() => this.#write(fd, packed));
     this.#last = turn.catch(() => {});
     try {
       await turn;
@@ -52,32 +92,16 @@ class WriteThread {
     }
   }
 
-  async #write(fd: number, writes: readonly SmallWrite[]): Promise<void> {
+  async #write(fd: number, { data, spans }: PackedWrites): Promise<void> {
     if (this.dead) throw new Error('a write thread has ended');
-    const totalBytes = writes.reduce((sum, { lengthBytes }) => sum + lengthBytes, 0);
-    if (this.#buffer.byteLength < totalBytes) {
-      this.#buffer = new ArrayBuffer(Math.ceil(totalBytes / ROUND_BYTES) * ROUND_BYTES);
-    }
-    const bytes = new Uint8Array(this.#buffer);
-    const spans = new Float64Array(2 * writes.length);
-    let at = 0;
-    writes.forEach(({ offsetBytes, lengthBytes, data }, index) => {
-      spans[2 * index] = offsetBytes;
-      spans[2 * index + 1] = lengthBytes;
-      for (const part of data) {
-        bytes.set(part, at);
-        at += part.length;
-      }
-    });
     this.#answered = Promise.withResolvers<WritesAnswer>();
-    const ask: WritesAsk = { fd, data: this.#buffer, spans };
-    // Lent, not copied; it comes back with the answer.
-    this.#buffer = new ArrayBuffer(0);
+    const ask: WritesAsk = { fd, data, spans };
     this.#worker.ref();
     try {
+      // Lent, not copied; it comes back with the answer.
       this.#worker.postMessage(ask, [ask.data]);
-      const { data, error } = await this.#answered.promise;
-      this.#buffer = data;
+      const { data: back, error } = await this.#answered.promise;
+      giveSpare(back);
       if (error) throw Object.assign(new Error(error.message), { code: error.code });
     } finally {
       this.#answered = undefined;
@@ -103,9 +127,9 @@ function leastBusy(): WriteThread {
 }
 
 /**
- * Writes all of them to an open file or device; nothing is under way any more when it settles. The data may be given
- * away as soon as it settles, not before.
+ * Writes all of them to an open file or device; nothing is under way any more when it settles. Once only: their memory is
+ * given to others.
  * @throws the system's error of the first write that failed (with its `code`); later ones were not tried then
  */
-export const writeSmall = (fd: number, writes: readonly SmallWrite[]): Promise<void> =>
-  leastBusy().write(fd, writes);
+export const writePacked = (fd: number, packed: PackedWrites): Promise<void> =>
+  leastBusy().write(fd, packed);

@@ -13,7 +13,13 @@ import type { Logger } from '../control/logger.ts';
 import type { DiskRef, Hypervisor } from '../hypervisor/hypervisor.ts';
 import type { AppliedPoint, ReplicationStream } from '../replication/replication-stream.ts';
 import type { CheckpointRow, CheckpointStore } from '../state/checkpoints.ts';
-import { dueCheckpoint, type Merge, type MergePolicy, planMerges } from './policy.ts';
+import {
+  dueCheckpoint,
+  type Merge,
+  type MergeFacts,
+  type MergePolicy,
+  planMerges,
+} from './policy.ts';
 import { bySerial, findLeftover, readSnapshot, type SnapshotDisk, sameDisk } from './snapshot.ts';
 
 /** After a failure on schedule; the gate asks again by itself. */
@@ -133,13 +139,16 @@ export class Checkpointer {
   /** Takes the checkpoint that is due, if one is. Called whenever the stream has changed; returns at once. */
   schedule(stream: ReplicationStream): void {
     const nowMs = Date.now();
-    if (this.#scheduled || nowMs < this.#notBeforeMs) return;
+    const waitMs = this.#notBeforeMs - nowMs;
+    // Never longer than was meant: the clock may have been set back since.
+    if (this.#scheduled || (waitMs > 0 && waitMs <= RETRY_MS)) return;
     const { journalId, dataSeq } = stream;
     const newest = this.list().findLast((row) => isKept(row) && row.journalId === journalId);
     const due = dueCheckpoint({
       point: stream.appliedPoint(),
       dataSeq,
       newest: newest ?? null,
+      replayBytes: newest ? stream.replayBytes(newest.seq) : 0,
       nowMs,
       everyMs: this.#c.everyMs(),
     });
@@ -152,7 +161,7 @@ export class Checkpointer {
         ),
       );
     } else if (this.#c.mayMerge()) {
-      const merge = this.#nextMerge(nowMs);
+      const merge = this.#nextMerge({ nowMs, history: { journalId, oldestSeq: stream.oldestSeq } });
       if (merge) this.#inBackground('checkpoints were not merged', this.merge(merge));
     }
   }
@@ -181,7 +190,7 @@ export class Checkpointer {
   }
 
   /** One that was begun goes first: its lower point is given up already. */
-  #nextMerge(nowMs: number): Merge | null {
+  #nextMerge(facts: MergeFacts): Merge | null {
     const rows = this.list();
     for (const { checkpointId, state } of rows) {
       if (state.name !== 'merging') continue;
@@ -189,7 +198,7 @@ export class Checkpointer {
     }
     if (rows.some(({ state }) => state.name === 'intended')) return null;
     const retained = rows.map((row) => ({ ...row, held: row.holders.length > 0 }));
-    return planMerges(retained, nowMs, this.#c.mergePolicy)[0] ?? null;
+    return planMerges(retained, facts, this.#c.mergePolicy)[0] ?? null;
   }
 
   /**

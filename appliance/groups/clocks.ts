@@ -1,5 +1,10 @@
 /** Compares the clocks of the connected sources with the appliance's, and remembers what was found. */
-import { type ClockOffset, type ClockReading, withReading } from './source-clock.ts';
+import {
+  type ClockOffset,
+  type ClockReading,
+  earliestOnAppliance,
+  withReading,
+} from './source-clock.ts';
 
 export interface SourceClocksOptions {
   store: {
@@ -41,6 +46,12 @@ export class SourceClocks {
     const known = this.#offsets.get(sourceId) ?? this.#o.store.clock(sourceId);
     this.#offsets.set(sourceId, known);
     return known;
+  }
+
+  /** When a past moment of the source's wall clock was by the appliance's, at the earliest; as it is if the clocks were never compared. */
+  earliest(sourceId: string, sourceTime: string): string {
+    const ms = earliestOnAppliance(this.offsets(sourceId), Date.parse(sourceTime), Date.now());
+    return new Date(Math.floor(ms)).toISOString();
   }
 
   /** Asks all of them, or those, now; one that does not answer is passed over. */

@@ -1,34 +1,58 @@
 /** Pure: what a group can be recovered to, from what its members can be recovered to and what their clocks say. */
+import type { Stretch } from '../points/point-index.ts';
 import type { GroupMarkRow } from '../state/groups.ts';
-import { type ClockOffset, offsetAt, toAppliance, toSource } from './source-clock.ts';
+import {
+  type ClockOffset,
+  namedMoments,
+  offsetAt,
+  toAppliance,
+  toApplianceUntil,
+  toSource,
+} from './source-clock.ts';
 import { commonIntervals, type Interval } from './timeline.ts';
 
 export interface MemberPoints {
   jobId: string;
   /** By the source's wall clock. */
-  stretches: readonly Interval[];
+  stretches: readonly (Interval & Pick<Stretch, 'fromBootNs' | 'toBootNs'>)[];
   clock: readonly ClockOffset[];
   /** Points that were asked for by name and are still in the history, by id. */
   marks: ReadonlyMap<string, { sourceMs: number }>;
 }
 
-/** An agent closes a frame after so long: a member's point may lack what was written in this time before the moment. */
-export const FRAME_MS = 20;
+/**
+ * An agent closes a frame after so long: a member's point may lack what was written in this time before the moment. At the
+ * end of a second of the member's clock it lacks nothing.
+ */
+export const FRAME_MS = 50;
 
-const onAppliance = ({ stretches, clock }: MemberPoints): Interval[] =>
-  stretches.flatMap(({ fromMs, toMs }) => {
-    const mapped = { fromMs: toAppliance(clock, fromMs), toMs: toAppliance(clock, toMs) };
-    // A clock that was set within the stretch may turn it round; what is left of it is not known.
-    return mapped.fromMs <= mapped.toMs ? [mapped] : [];
-  });
+/**
+ * Each stretch by its end, which is before the next one's begin, and by its length, which the source's boot-time clock tells:
+ * the wall clock may have been set within it.
+ */
+function onAppliance({ stretches, clock }: MemberPoints, nowMs: number): Interval[] {
+  const mapped: Interval[] = [];
+  let notAfterMs = nowMs;
+  for (const { toMs: endMs, fromBootNs, toBootNs } of stretches.toReversed()) {
+    const toMs = toApplianceUntil(clock, endMs, notAfterMs);
+    const fromMs = toMs - Number(toBootNs - fromBootNs) / 1e6;
+    mapped.push({ fromMs, toMs });
+    notAfterMs = fromMs;
+  }
+  return commonIntervals([mapped, namedMoments(clock)]);
+}
 
 /** The moments, of the appliance's clock, at which every member has a recovery point. */
-export const commonMoments = (members: readonly MemberPoints[]): Interval[] =>
-  commonIntervals(members.map(onAppliance));
+export const commonMoments = (members: readonly MemberPoints[], nowMs = Date.now()): Interval[] =>
+  commonIntervals(members.map((member) => onAppliance(member, nowMs)));
 
 /** The newest common moment, or the newest one at or before `atMs`; null if there is none. */
-export function commonMoment(members: readonly MemberPoints[], atMs: number | null): number | null {
-  const common = commonMoments(members);
+export function commonMoment(
+  members: readonly MemberPoints[],
+  atMs: number | null,
+  nowMs = Date.now(),
+): number | null {
+  const common = commonMoments(members, nowMs);
   if (atMs === null) return common.at(-1)?.toMs ?? null;
   const within = common.findLast(({ fromMs }) => fromMs <= atMs);
   return within ? Math.min(within.toMs, atMs) : null;

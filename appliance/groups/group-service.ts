@@ -2,6 +2,7 @@
 import { randomUUID } from 'node:crypto';
 import { undError } from '../../protocol/errors.ts';
 import type {
+  Failover,
   Group,
   GroupFailoverRequest,
   GroupMark,
@@ -13,6 +14,7 @@ import type {
 import type { EventHub } from '../control/event-hub.ts';
 import type { Logger } from '../control/logger.ts';
 import type { JobService } from '../jobs/job-service.ts';
+import type { ScheduledTest } from '../recovery/test-schedule.ts';
 import type { GroupMarkRow, GroupRow, GroupStore } from '../state/groups.ts';
 import type { SourceClocks } from './clocks.ts';
 import {
@@ -25,9 +27,10 @@ import {
 } from './group-points.ts';
 import { MarkSchedule } from './mark-schedule.ts';
 import { takeMark } from './marks.ts';
-import type { GroupRun, GroupTarget, RunMember } from './record.ts';
+import { type GroupRun, type GroupTarget, isOver, type RunMember } from './record.ts';
+import { groupReportPage } from './report.ts';
 import type { GroupRunner } from './runner.ts';
-import { offsetAt, toAppliance } from './source-clock.ts';
+import { offsetAt, toApplianceUntil } from './source-clock.ts';
 
 export interface GroupServiceOptions {
   store: GroupStore;
@@ -38,6 +41,8 @@ export interface GroupServiceOptions {
   log: Logger;
   /** Everything that would keep the engine from beginning this member's failover. Throws it; nothing is changed. */
   check(run: GroupRun, member: RunMember): Promise<void>;
+  /** A member's failover. */
+  find(failoverId: string): Failover | null;
 }
 
 const iso = (ms: number): string => new Date(ms).toISOString();
@@ -117,7 +122,7 @@ export class GroupService {
         const newest = stretches.at(-1);
         return {
           jobId,
-          newestAt: newest ? iso(toAppliance(clock, newest.toMs)) : null,
+          newestAt: newest ? iso(toApplianceUntil(clock, newest.toMs, nowMs)) : null,
           clockOffsetMs: errorMs === null ? null : offsetMs,
           clockErrorMs: errorMs,
         };
@@ -151,13 +156,49 @@ export class GroupService {
     return this.#o.runner.view(this.#o.runner.get(runId));
   }
 
+  /** What it did and came to, as a page of HTML that stands alone. @throws UND_NOT_FOUND */
+  report(runId: string): string {
+    const run = this.run(runId);
+    const failovers = run.members
+      .map(({ failoverId }) => (failoverId === null ? null : this.#o.find(failoverId)))
+      .filter((one) => one !== null);
+    return groupReportPage(run, failovers, new Date().toISOString());
+  }
+
+  /** For the schedule of tests. A test of whatever trigger counts. */
+  scheduledTests(): ScheduledTest[] {
+    const runs = this.#o.runner.list().filter(({ kind }) => kind === 'test');
+    return this.#o.store.list().map(({ groupId, testEvery, members }) => {
+      const began = runs.filter((run) => run.groupId === groupId);
+      const lastMs = Math.max(...began.map(({ startedAt }) => Date.parse(startedAt)));
+      return {
+        id: groupId,
+        every: testEvery,
+        isReady:
+          members.length > 0 &&
+          !this.#o.runner.openOf(groupId) &&
+          members.every(({ jobId }) => this.#o.jobs.get(jobId).state.name === 'protected'),
+        lastMs: began.length > 0 ? lastMs : null,
+      };
+    });
+  }
+
+  /** A test of some group is not over, also while none of its members' is under way. */
+  isTesting(): boolean {
+    return this.#o.runner.list().some((run) => run.kind === 'test' && !isOver(run));
+  }
+
   /**
    * Begins a failover, or a test, of all members to one moment, and returns at once. Every member is looked at before any
    * is begun.
    * @throws UND_NOT_FOUND, UND_GROUP_RUNNING, UND_GROUP_EMPTY, UND_GROUP_NO_POINT, UND_FAILOVER_CONFIRM, and what keeps a
    * member from it
    */
-  async failOver(groupId: string, request: GroupFailoverRequest): Promise<GroupRunView> {
+  async failOver(
+    groupId: string,
+    request: GroupFailoverRequest,
+    trigger: 'person' | 'schedule' = 'person',
+  ): Promise<GroupRunView> {
     const row = this.#resting(groupId);
     if (request.kind !== 'test' && request.confirm !== row.name) {
       throw undError('UND_FAILOVER_CONFIRM', { name: row.name });
@@ -190,7 +231,7 @@ export class GroupService {
       isolateOnReturn: request.isolateOnReturn ?? false,
       test:
         request.kind === 'test'
-          ? { keepMinutes: request.keepMinutes ?? 0, verdict: null, endsAt: null }
+          ? { trigger, keepMinutes: request.keepMinutes ?? 0, verdict: null, endsAt: null }
           : null,
       startedAt: new Date().toISOString(),
       endedAt: null,
@@ -235,7 +276,7 @@ export class GroupService {
   #checked(
     request: GroupRequest,
     groupId: string | null,
-  ): Pick<GroupRow, 'name' | 'members' | 'wait' | 'schedule'> {
+  ): Pick<GroupRow, 'name' | 'members' | 'wait' | 'schedule' | 'testEvery'> {
     const others = this.#o.store.list().filter((row) => row.groupId !== groupId);
     if (others.some(({ name }) => name === request.name)) {
       throw undError('UND_GROUP_NAME', { name: request.name, field: 'name' });
@@ -252,8 +293,8 @@ export class GroupService {
       }
       seen.add(jobId);
     });
-    const { name, members, wait, schedule = null } = request;
-    return { name, members, wait, schedule };
+    const { name, members, wait, schedule = null, testEvery = 'off' } = request;
+    return { name, members, wait, schedule, testEvery };
   }
 
   #put(row: GroupRow): Group {
@@ -265,10 +306,10 @@ export class GroupService {
   }
 
   #view(row: GroupRow): Group {
-    const { groupId, name, members, wait, schedule, createdAt } = row;
+    const { groupId, name, members, wait, schedule, testEvery, createdAt } = row;
     const markProblem = this.#schedule.problem(groupId);
     const runId = this.#o.runner.openOf(groupId)?.runId ?? null;
-    return { groupId, name, members, wait, schedule, markProblem, runId, createdAt };
+    return { groupId, name, members, wait, schedule, testEvery, markProblem, runId, createdAt };
   }
 
   #sourceIds(row: GroupRow): string[] {

@@ -5,7 +5,7 @@ import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import type { FailoverEngine } from '../recovery/engine.ts';
 import { handoverPlan } from '../recovery/handover-plan.ts';
 import { testName } from '../recovery/record.ts';
-import type { JobHandle } from '../recovery/types.ts';
+import type { JobHandle, WantedMoment } from '../recovery/types.ts';
 import type { GroupRun, RunMember } from './record.ts';
 import type { MemberEngine } from './runner.ts';
 
@@ -20,7 +20,8 @@ export interface MemberEngineOptions {
   settings(jobId: string): Pick<JobSettingsPatch, 'stopUnits'>;
 }
 
-const wantedOf = ({ sourceTime }: RunMember) => (sourceTime === null ? null : { sourceTime });
+const wantedOf = ({ startedAt }: GroupRun, { sourceTime }: RunMember): WantedMoment | null =>
+  sourceTime === null ? null : { sourceTime, askedAt: startedAt };
 
 export function memberEngine(options: MemberEngineOptions): MemberEngine & {
   check(run: GroupRun, member: RunMember): Promise<void>;
@@ -30,9 +31,9 @@ export function memberEngine(options: MemberEngineOptions): MemberEngine & {
 
     start(run, member) {
       const { jobId, failoverId, replicaName } = member;
-      const wanted = wantedOf(member);
+      const wanted = wantedOf(run, member);
       if (run.kind === 'test') {
-        const keep = { keepMinutes: KEEP_MINUTES, trigger: 'person' } as const;
+        const keep = { keepMinutes: KEEP_MINUTES, trigger: run.test?.trigger ?? 'person' } as const;
         return options.engine().startTest(jobId, { wanted, failoverId, ...keep });
       }
       return options.engine().start(jobId, replicaName, {

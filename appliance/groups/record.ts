@@ -65,6 +65,8 @@ export interface GroupRun {
   isolateOnReturn: boolean;
   /** Of a test: how long it is kept when all have proven that they boot, what it came to, and when it ends. */
   test: {
+    /** Absent in records of before groups had a schedule of tests. */
+    trigger?: 'person' | 'schedule';
     keepMinutes: number;
     verdict: { passed: boolean; words: string; at: string } | null;
     endsAt: string | null;

@@ -267,7 +267,7 @@ function runView(run: GroupRun, find: (failoverId: string) => Failover | null): 
         state: memberState(error, failover),
       };
     }),
-    test,
+    test: test && { trigger: 'person', ...test },
     startedAt,
     endedAt,
   };

@@ -22,6 +22,8 @@ export interface ClockOffset {
 const SLACK_MS = 5;
 /** An answer that was so long on its way says nothing, unless nothing else is known or it contradicts. */
 const POOR_MS = 50;
+/** A clock that goes back by more was set. */
+const STEP_MS = 50;
 /** Older ones leave: a clock that is set so often is no clock. */
 const MAX_OFFSETS = 500;
 
@@ -68,9 +70,69 @@ export function offsetAt(
 
 /** A moment of the source's wall clock by the appliance's; one that was there twice means the second time. */
 export function toAppliance(offsets: readonly ClockOffset[], sourceMs: number): number {
-  const held =
-    offsets.findLast(({ fromMs, offsetMs }) => fromMs + offsetMs <= sourceMs) ?? offsets[0] ?? NONE;
-  return sourceMs - held.offsetMs;
+  return sourceMs - heldAt(offsets, sourceMs).offsetMs;
+}
+
+const heldAt = (
+  offsets: readonly ClockOffset[],
+  sourceMs: number,
+): { offsetMs: number; errorMs: number | null } =>
+  offsets.findLast(({ fromMs, offsetMs }) => fromMs + offsetMs <= sourceMs) ?? offsets[0] ?? NONE;
+
+/** What held at a moment of the source's wall clock that was not after `notAfterMs`. */
+const heldUntil = (
+  offsets: readonly ClockOffset[],
+  sourceMs: number,
+  notAfterMs: number,
+): { offsetMs: number; errorMs: number | null } =>
+  offsets.findLast(
+    ({ fromMs, offsetMs, errorMs }) =>
+      fromMs + offsetMs <= sourceMs && sourceMs - offsetMs <= notAfterMs + errorMs + STEP_MS,
+  ) ?? heldAt(offsets, sourceMs);
+
+/** As `toAppliance`, of a moment that was not after `notAfterMs`: a clock that was set back since does not make it a later one. */
+export const toApplianceUntil = (
+  offsets: readonly ClockOffset[],
+  sourceMs: number,
+  notAfterMs: number,
+): number => sourceMs - heldUntil(offsets, sourceMs, notAfterMs).offsetMs;
+
+/** As that, but the earliest that it may have been: what is counted from there is never too little. */
+export function earliestOnAppliance(
+  offsets: readonly ClockOffset[],
+  sourceMs: number,
+  notAfterMs: number,
+): number {
+  const { offsetMs, errorMs } = heldUntil(offsets, sourceMs, notAfterMs);
+  return sourceMs - offsetMs - (errorMs ?? 0);
+}
+
+/**
+ * The moments of the appliance's clock that the source's wall clock names, oldest first: not those shortly before it was set
+ * back, whose times came, or will come, a second time.
+ */
+export function namedMoments(offsets: readonly ClockOffset[]): { fromMs: number; toMs: number }[] {
+  const named: { fromMs: number; toMs: number }[] = [];
+  let endMs = Number.POSITIVE_INFINITY;
+  /** The least that the source's clock showed in what comes behind the next offset. */
+  let leastMs = Number.POSITIVE_INFINITY;
+  for (let index = offsets.length - 1; index >= 0; index--) {
+    const { fromMs, offsetMs } = offsets[index]!;
+    const next = offsets[index + 1];
+    // A clock that is being disciplined goes back by little, which is no reason to leave anything out.
+    const wasSetBack = next && next.offsetMs < offsetMs - STEP_MS;
+    const againMs = wasSetBack ? next.fromMs + next.offsetMs : Number.POSITIVE_INFINITY;
+    const from = index === 0 ? Number.NEGATIVE_INFINITY : fromMs;
+    const toMs = Math.min(endMs, Math.min(leastMs, againMs) - offsetMs - 1);
+    const isNamed = from <= toMs;
+    if (isNamed) named.unshift({ fromMs: from, toMs });
+    // Its first moment is of this offset.
+    endMs = isNamed ? fromMs : fromMs - 1;
+    if (next) leastMs = Math.min(leastMs, next.fromMs + next.offsetMs);
+  }
+  return named.length > 0
+    ? named
+    : [{ fromMs: Number.NEGATIVE_INFINITY, toMs: Number.POSITIVE_INFINITY }];
 }
 
 /** A moment of the appliance's clock by the source's wall clock. */

@@ -106,9 +106,9 @@ export interface Hypervisor {
   commitOverlay(overlay: DiskRef): Promise<DiskRef>;
 
   /**
-   * Ends a merge of this overlay that is under way on a running VM: its `commitOverlay` throws then, and what the VM's
-   * disk holds is as before; the layer below has got a part of it, so its own state is lost. No error when there is none,
-   * or when it is done offline (that one goes on).
+   * Ends a merge of this overlay that is under way: its `commitOverlay` throws then, and what the disk holds is as before;
+   * the layer below has got a part of it, so its own state is lost. No error when there is none, or when it is that of a
+   * running VM's top layer (that one goes on).
    */
   cancelCommit(overlay: DiskRef): Promise<void>;
 

@@ -8,6 +8,7 @@ import {
 } from '../../protocol/errors.ts';
 import type { Checkpoint, Job, JobSettingsPatch, Source, TakenPoint } from '../api/schema.ts';
 import { Checkpointer } from '../checkpoints/checkpointer.ts';
+import { CHECKPOINT_MINUTES } from '../checkpoints/policy.ts';
 import { bySerial, sameDisk } from '../checkpoints/snapshot.ts';
 import {
   newestImage,
@@ -35,7 +36,6 @@ import type { PoolLevel } from './watermark.ts';
 const DISK_LIMIT_MS = 60_000;
 const FIRST_RETRY_MS = 2_000;
 const LONGEST_RETRY_MS = 60_000;
-const CHECKPOINT_MINUTES = 15;
 
 /** How long apply stands still for a group's checkpoint at most; hooks on the source run meanwhile. */
 const APPLY_LIMIT_MS = 120_000;
@@ -177,6 +177,7 @@ export class JobActor {
       await this.#stream?.setLimits(await this.#limits());
       if (!this.row.settings.pointEveryMinutes) this.#pointProblem = null;
       this.#planPoint();
+      this.#c.changed();
       return this.view();
     });
   }

@@ -5,7 +5,11 @@ import type { JobActor } from './job-actor.ts';
 import { recoverable } from './job-state.ts';
 
 /** A job as the failover engine holds it. */
-export function jobHandle(actor: JobActor, sources: SourceService): JobHandle {
+export function jobHandle(
+  actor: JobActor,
+  sources: SourceService,
+  clocks: { earliest(sourceId: string, sourceTime: string): string },
+): JobHandle {
   return {
     async describe(): Promise<JobDescription> {
       const { row } = actor;
@@ -70,6 +74,7 @@ export function jobHandle(actor: JobActor, sources: SourceService): JobHandle {
 
     drainApply: (onProgress) => actor.drainApply(onProgress),
 
+    earliestHere: (sourceTime) => clocks.earliest(actor.row.sourceId, sourceTime),
     choosePoint: (sourceTime, failoverId) => actor.choosePoint(sourceTime, failoverId),
     holdPoint: (sourceTime, failoverId, reason) => actor.holdPoint(sourceTime, failoverId, reason),
     releasePoint: (failoverId) => actor.releasePoint(failoverId),
@@ -98,6 +103,7 @@ export function endedJob(jobId: string): JobHandle {
     cancelHandover: async () => null,
     stopIntake: gone,
     drainApply: gone,
+    earliestHere: (sourceTime) => sourceTime,
     choosePoint: gone,
     holdPoint: gone,
     releasePoint: async () => {},

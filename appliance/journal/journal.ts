@@ -29,6 +29,7 @@ import {
   SegmentScan,
   segmentName,
 } from './segment.ts';
+import { SegmentFile } from './segment-file.ts';
 import { type JournalReport, type SeqRange, verifySegments } from './verify.ts';
 
 export type { JournalFrame } from './segment.ts';
@@ -103,7 +104,7 @@ export class Journal {
   #verifying = 0;
   #identity: Identity;
   #segments: Record<Family, Segment[]> = { s: [], m: [] };
-  #open: Record<Family, FileHandle | undefined> = { s: undefined, m: undefined };
+  #open: Record<Family, SegmentFile | undefined> = { s: undefined, m: undefined };
   #pending: Pending[] = [];
   #pendingBytes = 0;
   #durableSeq: number;
@@ -226,6 +227,25 @@ export class Journal {
       firstMs,
       lastMs,
     }));
+  }
+
+  /**
+   * About how much a replay of everything behind `seq` would unpack, to within a segment. What was there when the journal
+   * was opened, and was not read since, counts as well packed as the rest is.
+   */
+  replayBytes(seq: number): number {
+    let known = 0;
+    let knownPacked = 0;
+    let sum = 0;
+    let unknownPacked = 0;
+    for (const { firstSeq, bytes, unpackedBytes } of this.#segments.s) {
+      known += unpackedBytes ?? 0;
+      knownPacked += unpackedBytes === null ? 0 : bytes;
+      if (firstSeq <= seq) continue;
+      sum += unpackedBytes ?? 0;
+      unknownPacked += unpackedBytes === null ? bytes : 0;
+    }
+    return sum + unknownPacked * Math.max(1, known / Math.max(1, knownPacked));
   }
 
   /** Bytes of segments on the journal disk. */
@@ -366,21 +386,22 @@ export class Journal {
       await this.#closeHandle(family);
       const firstSeq = frames[0]!.header.seq;
       const path = join(this.#dir, segmentName(family, firstSeq));
-      this.#open[family] = await open(path, 'w', 0o600);
-      segment = { family, firstSeq, path, bytes: 0, lastSeq: firstSeq, firstMs: now, lastMs: now };
+      this.#open[family] = await SegmentFile.create(path);
+      segment = {
+        ...{ family, firstSeq, path, bytes: 0, unpackedBytes: 0 },
+        ...{ lastSeq: firstSeq, firstMs: now, lastMs: now },
+      };
       this.#segments[family].push(segment);
       await syncDir(this.#dir);
     }
-    this.#open[family] ??= await open(segment.path, 'r+');
-    const handle = this.#open[family];
-    let at = segment.bytes;
-    // The kernel takes at most 1024 buffers at a time.
-    for (let index = 0; index < frames.length; index += 1000) {
-      const buffers = frames.slice(index, index + 1000).map(({ frame }) => frame);
-      at += await writeAll(handle, buffers, at);
+    this.#open[family] ??= await SegmentFile.open(segment.path, segment.bytes);
+    const file = this.#open[family];
+    await file.append(frames.map(({ frame }) => frame));
+    await file.datasync();
+    segment.bytes = file.bytes;
+    for (const { header } of frames) {
+      segment.unpackedBytes = (segment.unpackedBytes ?? 0) + header.unpackedBytes;
     }
-    await handle.datasync();
-    segment.bytes = at;
     segment.lastSeq = frames.at(-1)!.header.seq;
     segment.lastMs = now;
   }
@@ -587,6 +608,7 @@ export class Journal {
         firstSeq,
         path,
         bytes: size,
+        unpackedBytes: null,
         lastSeq: firstSeq,
         // A segment begins where the one before it ended; for the oldest one nothing else is known.
         firstMs: segments.at(-1)?.lastMs ?? mtimeMs,
@@ -626,7 +648,9 @@ export class Journal {
       if (!tail) continue;
       const handle = await open(tail.path, 'r+');
       try {
-        const end = await endOfSeq(handle, tail.bytes, seq);
+        const { end, unpackedBytes } = await endOfSeq(handle, tail.bytes, seq);
+        // Before it is written to again: from then on it is added to.
+        tail.unpackedBytes = unpackedBytes;
         if (end < tail.bytes) {
           await handle.truncate(end);
           await handle.sync();
@@ -695,20 +719,6 @@ export class Journal {
   }
 }
 
-async function writeAll(handle: FileHandle, buffers: Buffer[], at: number): Promise<number> {
-  let total = 0;
-  for (const buffer of buffers) total += buffer.length;
-  const { bytesWritten } = await handle.writev(buffers, at);
-  if (bytesWritten === total) return total;
-  // A short write (a full disk, a signal): the rest in one piece, which says the error if there is one.
-  const rest = Buffer.concat(buffers).subarray(bytesWritten);
-  for (let done = 0; done < rest.length; ) {
-    const step = await handle.write(rest, done, rest.length - done, at + bytesWritten + done);
-    done += step.bytesWritten;
-  }
-  return total;
-}
-
 function journalError(error: unknown, job: string): UndError {
   const errno = error as NodeJS.ErrnoException;
   if (typeof errno?.syscall === 'string') {
@@ -717,24 +727,32 @@ function journalError(error: unknown, job: string): UndError {
   return asUndError(error);
 }
 
-/** Where the frames up to `seq` end in a segment; reads headers only, and stops at the first that is none. */
-async function endOfSeq(handle: FileHandle, bytes: number, seq: number): Promise<number> {
+/**
+ * Where the frames up to `seq` end in a segment, and what they unpack to; reads headers only, and stops at the first that
+ * is none.
+ */
+async function endOfSeq(
+  handle: FileHandle,
+  bytes: number,
+  seq: number,
+): Promise<{ end: number; unpackedBytes: number }> {
   const head = Buffer.alloc(FRAME_HEADER_BYTES);
   let at = 0;
+  let unpackedBytes = 0;
   while (at + FRAME_HEADER_BYTES <= bytes) {
     await handle.read(head, 0, FRAME_HEADER_BYTES, at);
     let header: FrameHeader;
     try {
       header = readHeader(head);
     } catch {
-      return at;
+      break;
     }
-    if (header.seq > seq) return at;
     const end = at + FRAME_HEADER_BYTES + header.packedBytes;
-    if (end > bytes) return at;
+    if (header.seq > seq || end > bytes) break;
     at = end;
+    unpackedBytes += header.unpackedBytes;
   }
-  return at;
+  return { end: at, unpackedBytes };
 }
 
 /** A cursor over both families that gives the durable frames in order of their sequence numbers. */

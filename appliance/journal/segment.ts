@@ -3,6 +3,7 @@ import { type FileHandle, open } from 'node:fs/promises';
 import { undError } from '../../protocol/errors.ts';
 import {
   checkFrame,
+  claimedFrameBytes,
   FRAME_HEADER_BYTES,
   type FrameHeader,
   readHeader,
@@ -23,6 +24,8 @@ export interface Segment {
   firstSeq: number;
   path: string;
   bytes: number;
+  /** What its frames unpack to; null: it was there at the start, and nobody has read it from end to end since. */
+  unpackedBytes: number | null;
   /** Of the segment that is being written; for the others it is known by where the next begins. */
   lastSeq: number;
   /** When its first and its last frame were written, by the appliance's clock. */
@@ -46,14 +49,21 @@ export function parseSegmentName(name: string): { family: Family; firstSeq: numb
 }
 
 const SCAN_BYTES = 1024 * 1024;
+const NOTHING = Buffer.alloc(0);
 
-/** Reads a segment's frames one after the other, checking each. It sees frames appended meanwhile. */
+/**
+ * Reads a segment's frames one after the other, checking each, and the disk ahead of who takes them. It sees frames appended
+ * meanwhile. Who reads to the end has seen every header: what the segment unpacks to is known from then on.
+ */
 export class SegmentScan {
   readonly segment: Segment;
   readonly #readBytes: number;
   #handle: FileHandle | undefined;
-  #buffer: Buffer = Buffer.alloc(0);
+  #buffer: Buffer = NOTHING;
   #bufferAt = 0;
+  /** What follows the whole frames of the buffer, on its way from the disk. */
+  #ahead: { at: number; buffer: Promise<Buffer> } | undefined;
+  #unpackedBytes = 0;
   offsetBytes = 0;
 
   /** @param readBytes how much is read ahead: little, when payloads are passed over */
@@ -69,19 +79,57 @@ export class SegmentScan {
       return this.#buffer.subarray(from, from + length);
     }
     if (offset + length > this.segment.bytes) return null;
+    const ahead = this.#ahead;
+    this.#ahead = undefined;
+    let buffer = (await ahead?.buffer) ?? NOTHING;
+    let at = ahead?.at ?? offset;
+    // It was read before the rest was appended, or frames were passed over since.
+    if (offset < at || offset + length > at + buffer.length) {
+      buffer = await this.#read(offset, length);
+      at = offset;
+    }
+    if (buffer.length < length) return null;
+    // A fresh buffer each time: frames handed out are views into the old one.
+    this.#buffer = buffer;
+    this.#bufferAt = at;
+    this.#readAhead(offset - at);
+    return buffer.subarray(offset - at, offset - at + length);
+  }
+
+  async #read(offset: number, length: number): Promise<Buffer> {
     this.#handle ??= await open(this.segment.path, 'r');
     const size = Math.min(Math.max(length, this.#readBytes), this.segment.bytes - offset);
     const buffer = Buffer.allocUnsafe(size);
     const { bytesRead } = await this.#handle.read(buffer, 0, size, offset);
-    if (bytesRead < length) return null;
-    // A fresh buffer each time: frames handed out are views into the old one.
-    this.#buffer = buffer.subarray(0, bytesRead);
-    this.#bufferAt = offset;
-    return this.#buffer.subarray(0, length);
+    return buffer.subarray(0, bytesRead);
+  }
+
+  /**
+   * Whoever reads little passes over payloads, and nobody knows where it reads next.
+   * @param within where in the buffer a frame begins
+   */
+  #readAhead(within: number): void {
+    if (this.#readBytes < SCAN_BYTES) return;
+    const from = within;
+    while (within + FRAME_HEADER_BYTES <= this.#buffer.length) {
+      const end = within + claimedFrameBytes(this.#buffer, within);
+      if (end > this.#buffer.length) break;
+      within = end;
+    }
+    const at = this.#bufferAt + within;
+    // Nothing whole in it, or nothing behind it.
+    if (within === from || at >= this.segment.bytes) return;
+    const buffer = this.#read(at, 0);
+    // Thrown where it is awaited; until then it is not unhandled.
+    buffer.catch(() => {});
+    this.#ahead = { at, buffer };
   }
 
   async peek(): Promise<FrameHeader | null> {
-    if (this.offsetBytes >= this.segment.bytes) return null;
+    if (this.offsetBytes >= this.segment.bytes) {
+      this.segment.unpackedBytes ??= this.#unpackedBytes;
+      return null;
+    }
     const head = await this.#bytes(this.offsetBytes, FRAME_HEADER_BYTES);
     if (!head) throw torn(this.segment.bytes - this.offsetBytes);
     return readHeader(head);
@@ -90,6 +138,7 @@ export class SegmentScan {
   /** Pass over the frame that `peek` showed, unread. */
   skip(header: FrameHeader): void {
     this.offsetBytes += FRAME_HEADER_BYTES + header.packedBytes;
+    this.#unpackedBytes += header.unpackedBytes;
   }
 
   async next(): Promise<JournalFrame | null> {
@@ -100,6 +149,7 @@ export class SegmentScan {
     if (!frame) throw torn(this.segment.bytes - this.offsetBytes);
     checkFrame(frame);
     this.offsetBytes += length;
+    this.#unpackedBytes += header.unpackedBytes;
     return { header, frame };
   }
 

@@ -20,11 +20,14 @@ export interface Point {
   sourceMs: number;
 }
 
-/** Frames without a break: the end of each of them is a recovery point. */
+/**
+ * Frames without a break, by a wall clock that was not set meanwhile: the end of each of them is a recovery point. Where
+ * the clock was set, one stretch ends and the next begins, without a gap.
+ */
 export interface Stretch {
   fromSeq: number;
   toSeq: number;
-  /** Wall clock of the source, an annotation: it may step. */
+  /** Wall clock of the source. */
   fromMs: number;
   toMs: number;
   /** The source's boot-time clock, which doesn't. */
@@ -66,6 +69,12 @@ interface GapSpan {
 }
 
 const SECOND_MS = 1000;
+/** Less is no setting of a clock that anybody would look for. */
+const CLOCK_STEP_MS = SECOND_MS;
+
+/** Whether the wall clock was set between two moments of one boot: its distance to the other clock has changed. */
+const wasSet = (aMs: number, aBootNs: bigint, bMs: number, bBootNs: bigint): boolean =>
+  Math.abs(bMs - aMs - Number(bBootNs - aBootNs) / 1e6) > CLOCK_STEP_MS;
 
 export class PointIndex {
   #spans: Span[] = [];
@@ -120,7 +129,7 @@ export class PointIndex {
       span = this.#spans.at(-1);
     }
     const point = { seq, sourceMs: wallMs };
-    if (span?.name === 'stretch') {
+    if (span?.name === 'stretch' && !wasSet(span.toMs, span.toBootNs, wallMs, bootTimeNs)) {
       Object.assign(span, { toSeq: seq, toMs: wallMs, toBootNs: bootTimeNs });
       const newest = this.#newest;
       if (newest && Math.floor(newest.sourceMs / SECOND_MS) !== Math.floor(wallMs / SECOND_MS)) {
@@ -216,12 +225,36 @@ export class PointIndex {
   }
 
   /**
-   * The newest point whose moment is at or before `sourceMs` (wall clock of the source), to the second: never later
-   * than asked for. When the clock was set back, a moment that was there twice means the second time.
+   * The point of a moment by the source's wall clock, to the second: the newest one at or before it, never later. When the
+   * clock was set back, a moment that was there twice means the second time, and one that has not come again the first.
    */
   pointAt(sourceMs: number): Point | null {
-    if (this.#newest && this.#newest.sourceMs <= sourceMs) return this.#newest;
-    return this.#entries.lastWhere(({ sourceMs: at }) => at <= sourceMs, sourceMs);
+    const newest = this.#newest;
+    const stretch = this.#stretchAt(sourceMs);
+    if (newest && newest.sourceMs <= sourceMs) {
+      if (!stretch || newest.seq <= stretch.toSeq) return newest;
+    }
+    const lastSeq = stretch?.toSeq ?? Number.POSITIVE_INFINITY;
+    return this.#entries.lastWhere(
+      ({ seq, sourceMs: at }) => seq <= lastSeq && at <= sourceMs,
+      sourceMs,
+    );
+  }
+
+  /** The newest stretch in whose time a moment lies. */
+  #stretchAt(sourceMs: number): Stretch | undefined {
+    const found = this.#spans.findLast(
+      (span) => span.name === 'stretch' && span.fromMs <= sourceMs && sourceMs <= span.toMs,
+    );
+    return found?.name === 'stretch' ? found : undefined;
+  }
+
+  /** The last frame of the stretch that a point is in. */
+  endOfStretch(seq: number): number {
+    const found = this.#spans.find(
+      (span) => span.name === 'stretch' && span.fromSeq <= seq && seq <= span.toSeq,
+    );
+    return found?.toSeq ?? seq;
   }
 
   /** The newest point, to the second, whose frame is at or before `seq`. */
@@ -265,7 +298,10 @@ export class PointIndex {
     const last = this.#spans.at(-1);
     if (last && last.toSeq > seq) {
       last.toSeq = seq;
-      if (newest && last.name === 'stretch') last.toMs = newest.sourceMs;
+      if (newest && last.name === 'stretch') {
+        last.toBootNs -= BigInt(Math.round(last.toMs - newest.sourceMs)) * 1_000_000n;
+        last.toMs = newest.sourceMs;
+      }
     }
     this.#newest = newest;
     this.#state = { ...this.#state, seq };
@@ -315,6 +351,8 @@ export class PointIndex {
 /** A span that a page's end cut in two. */
 function joins(a: Span, b: Span): boolean {
   if (a.toSeq + 1 !== b.fromSeq) return false;
-  if (a.name === 'stretch') return b.name === 'stretch';
+  if (a.name === 'stretch') {
+    return b.name === 'stretch' && !wasSet(a.fromMs, a.fromBootNs, b.fromMs, b.fromBootNs);
+  }
   return b.name === 'gap' && a.kind === b.kind && a.reason === b.reason;
 }

@@ -35,7 +35,13 @@ import { ReplicaWatch } from './replica-watch.ts';
 import { reportPage } from './report.ts';
 import { commit, STEPS, type StepContext } from './steps.ts';
 import { createTestChecker, type TestChecker } from './test-checks.ts';
-import type { FailoverStore, GuestPreparer, JobHandle, PointServer } from './types.ts';
+import type {
+  FailoverStore,
+  GuestPreparer,
+  JobHandle,
+  PointServer,
+  WantedMoment,
+} from './types.ts';
 
 export interface FailoverEngineOptions {
   hypervisor: Hypervisor;
@@ -65,7 +71,7 @@ export interface FailoverEngineOptions {
 
 export interface TestOptions {
   /** The moment to go back to; null: a checkpoint is taken now. */
-  wanted: { sourceTime: string } | null;
+  wanted: WantedMoment | null;
   /** How long the VM is kept after a good verdict. */
   keepMinutes: number;
   trigger: 'person' | 'schedule';
@@ -75,7 +81,7 @@ export interface TestOptions {
 
 export interface MountOptions extends Pick<MountFacts, 'purpose' | 'keepMinutes'> {
   /** The moment to look at; null: a checkpoint is taken now. */
-  wanted: { sourceTime: string } | null;
+  wanted: WantedMoment | null;
 }
 
 /** Wall time may step while a timer counts: an end in the far future is looked at this often. */
@@ -438,7 +444,8 @@ export class FailoverEngine {
   async setAutoEnd(failoverId: string, autoEnd: AutoEnd | null): Promise<Failover> {
     const act = autoEnd ? 'ended by itself' : 'kept from ending by itself';
     const next = await this.#ask(failoverId, { type: 'auto-end-set', autoEnd }, act);
-    this.#heldBack.delete(failoverId);
+    // Told once more: `#ask` told of it with the word of before.
+    if (this.#heldBack.delete(failoverId)) this.#options.onChange?.(this.#view(next));
     clearTimeout(this.#timers.get(failoverId));
     this.#drive(failoverId);
     return this.#view(next);

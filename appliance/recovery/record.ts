@@ -21,6 +21,7 @@ import type {
   JobDescription,
   RecoveryPoint,
   Unfixable,
+  WantedMoment,
 } from './types.ts';
 
 /** In the order in which they run; compensated in the reverse order. `HANDOVER_STEPS` in planned failovers only. */
@@ -185,7 +186,7 @@ export interface FailoverRecord {
   /** True from the moment when a guest preparation may have written to the overlays. */
   overlaysTouched: boolean;
   /** The moment that was asked for; null or absent: the newest point. */
-  wanted?: { sourceTime: string } | null;
+  wanted?: WantedMoment | null;
   /** What that is recovered from; set when intake has been stopped. */
   chosen?: RecoveryPoint | null;
   /** The overlays are at the chosen point: nothing else was written to them before guest preparation. */
@@ -215,7 +216,7 @@ export interface StartOptions {
   /** Null or absent: the source is left as it is. */
   plan?: HandoverPlan | null;
   /** The moment of the source to go back to; null or absent, and in a planned failover: the newest point. */
-  wanted?: { sourceTime: string } | null;
+  wanted?: WantedMoment | null;
   /** A person knows that the source still answers on its address, and wants the replica all the same. */
   evenIfAlive?: boolean;
   /** Null or absent: it stays as it is until a person decides. */
@@ -327,7 +328,7 @@ export function newTestRecord(
   now: string,
   network: string,
   options: Pick<TestFacts, 'trigger' | 'keepMinutes'> &
-    Pick<StartOptions, 'failoverId'> & { wanted: { sourceTime: string } | null },
+    Pick<StartOptions, 'failoverId'> & { wanted: WantedMoment | null },
 ): FailoverRecord {
   const { wanted, trigger, keepMinutes, failoverId } = options;
   const record = newRecord(job, applianceVm, now, { wanted, failoverId });
@@ -362,7 +363,7 @@ export function newMountRecord(
   job: JobDescription,
   applianceVm: string,
   now: string,
-  options: Pick<MountFacts, 'purpose' | 'keepMinutes'> & { wanted: { sourceTime: string } | null },
+  options: Pick<MountFacts, 'purpose' | 'keepMinutes'> & { wanted: WantedMoment | null },
 ): FailoverRecord {
   const { wanted, purpose, keepMinutes } = options;
   return {

@@ -4,7 +4,7 @@
  * redo, so an interrupted replay may be run again from its beginning on the same overlays.
  */
 import { undError } from '../../protocol/errors.ts';
-import { FrameBatch } from '../apply/frame-batch.ts';
+import { BatchWriter, FrameBatch } from '../apply/frame-batch.ts';
 import { ReplicaDisk } from '../apply/replica-disk.ts';
 import type { JournalReader } from '../journal/journal.ts';
 
@@ -33,8 +33,7 @@ export async function replay(options: ReplayOptions): Promise<void> {
   const failed = (index: number, cause: NodeJS.ErrnoException) =>
     undError('UND_REPLAY_FAILED', { job: jobId, disk: index, reason: cause.message }, { cause });
   const disks = new Map<number, ReplicaDisk>();
-  /** The batch before: it is written while the next one is read and unpacked. */
-  let writing: Promise<void> = Promise.resolve();
+  const writer = new BatchWriter(disks, failed);
   try {
     for (const [index, path] of paths) disks.set(index, await ReplicaDisk.open(path));
     while (reader.nextSeq <= toSeq) {
@@ -46,12 +45,9 @@ export async function replay(options: ReplayOptions): Promise<void> {
         batch.add(frame);
       }
       const lastSeq = reader.nextSeq - 1;
-      await writing;
-      writing = batch.apply(disks, failed).then(() => options.onProgress?.(lastSeq));
-      // Thrown where it is awaited; until then it is not unhandled.
-      writing.catch(() => {});
+      await writer.write(batch, () => options.onProgress?.(lastSeq));
     }
-    await writing;
+    await writer.settled();
     for (const [index, disk] of disks) {
       await disk.sync().catch((error) => {
         throw failed(index, error);
@@ -59,7 +55,7 @@ export async function replay(options: ReplayOptions): Promise<void> {
     }
   } finally {
     // Whatever was thrown: nothing is under way any more when the disks are closed.
-    await writing.catch(() => {});
+    await writer.settled().catch(() => {});
     for (const disk of disks.values()) await disk.close();
   }
 }

@@ -8,7 +8,10 @@ export const escapeHtml = (text: string): string =>
     (char) => ({ '&': '&amp;', '<': '&lt;', '>': '&gt;', '"': '&quot;', "'": '&#39;' })[char]!,
   );
 
-const STYLE = `body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#151515}
+/** For the browser: the page carries its style and its picture with it, and nothing else. */
+export const REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:";
+
+export const REPORT_STYLE = `body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#151515}
 h1{font-size:1.6em}table{border-collapse:collapse;width:100%}th,td{text-align:left;vertical-align:top;padding:.3em .8em .3em 0;border-bottom:1px solid #d2d2d2}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f2f2f2;padding:.5em}td.failed,td.not-run{color:#c9190b}
 img{max-width:100%;border:1px solid #d2d2d2}.verdict{padding:.6em 1em;border-left:.4em solid #6a6e73;background:#f2f2f2}
@@ -34,7 +37,7 @@ const took = ({ startedAt, endedAt }: Pick<FailoverStep, 'startedAt' | 'endedAt'
     ? `${((Date.parse(endedAt) - Date.parse(startedAt)) / 1000).toFixed(1)} s`
     : '–';
 
-function verdict(failover: Failover): { kind: 'passed' | 'failed' | 'open'; words: string } {
+export function verdict(failover: Failover): { kind: 'passed' | 'failed' | 'open'; words: string } {
   const { state, test } = failover;
   if (test) {
     if (!test.verdict) {
@@ -54,10 +57,25 @@ function verdict(failover: Failover): { kind: 'passed' | 'failed' | 'open'; word
     : { kind: 'open', words: `It is ${state.name}.` };
 }
 
-const rows = (entries: [string, string][]): string =>
+export const rows = (entries: [string, string][]): string =>
   entries
     .map(([name, value]) => `<tr><th>${escapeHtml(name)}</th><td>${escapeHtml(value)}</td></tr>`)
     .join('\n');
+
+/** The checks of a test, each with its result. */
+export function checksTable(checks: readonly TestCheckResult[]): string {
+  const checkRows = checks
+    .map(
+      ({ name, state, words, how, output }) =>
+        `<tr><td>${escapeHtml(name)}</td><td class="${state}">${CHECK[state]}</td><td>${escapeHtml(words)}${
+          output ? `<pre>${escapeHtml(output)}</pre>` : ''
+        }</td><td>${escapeHtml(how)}</td></tr>`,
+    )
+    .join('\n');
+  return `<table><tr><th>Check</th><th>Result</th><th>What was seen</th><th>How</th></tr>
+${checkRows}
+</table>`;
+}
 
 /** @param png the screenshot; null when there is none */
 export function reportPage(
@@ -68,7 +86,9 @@ export function reportPage(
   const title = `${KIND[failover.kind]} of ${sourceName}, ${failover.startedAt}`;
   const { kind, words } = verdict(failover);
   const lost =
-    point.lossMs === null ? 'not known' : `${(point.lossMs / 1000).toFixed(1)} s before it began`;
+    point.lossMs === null
+      ? 'not known'
+      : `${(point.lossMs / 1000).toFixed(1)} s before it was asked for`;
   const facts: [string, string][] = [
     ['Source server', sourceName],
     ['VM', failover.replicaName],
@@ -97,21 +117,11 @@ export function reportPage(
       ? '<p>None.</p>'
       : `<ul>${items.map((item) => `<li>${escapeHtml(item)}</li>`).join('')}</ul>`;
   const checks = test?.checks ?? [];
-  const checkRows = checks
-    .map(
-      ({ name, state, words, how, output }) =>
-        `<tr><td>${escapeHtml(name)}</td><td class="${state}">${CHECK[state]}</td><td>${escapeHtml(words)}${
-          output ? `<pre>${escapeHtml(output)}</pre>` : ''
-        }</td><td>${escapeHtml(how)}</td></tr>`,
-    )
-    .join('\n');
   const checkTable =
     checks.length === 0
       ? ''
       : `<h2>Checks</h2>
-<table><tr><th>Check</th><th>Result</th><th>What was seen</th><th>How</th></tr>
-${checkRows}
-</table>
+${checksTable(checks)}
 `;
   const stepRows = steps
     .map(
@@ -123,7 +133,7 @@ ${checkRows}
     ? `<img alt="Console of ${escapeHtml(failover.replicaName)}" src="data:image/png;base64,${png.toString('base64')}">`
     : '<p>None was taken.</p>';
   return `<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>${escapeHtml(title)}</title><style>${STYLE}</style></head><body>
+<html lang="en"><head><meta charset="utf-8"><title>${escapeHtml(title)}</title><style>${REPORT_STYLE}</style></head><body>
 <h1>${escapeHtml(title)}</h1>
 <p class="verdict ${kind}">${escapeHtml(words)}</p>
 <table>${rows(facts)}</table>

@@ -138,6 +138,12 @@ const powerOff: Step = {
   compensate: async (context) => (context.record.powerOffAsked ? letSourceGoOn(context) : null),
 };
 
+/** What was written for so long before it was asked for is not in it. The source's clock may be anything. */
+function lossMs(job: JobHandle, { wanted, startedAt }: FailoverRecord, sourceTime: string): number {
+  const askedAt = wanted?.askedAt ?? startedAt;
+  return Math.max(0, Date.parse(askedAt) - Date.parse(job.earliestHere(sourceTime)));
+}
+
 // ---- hold-point --------------------------------------------------------------------------------------------------
 /** Of tests and mounts. Nothing merges what the overlays rest on until this is taken back, which is the last of all. */
 const holdPoint: Step = {
@@ -155,7 +161,7 @@ const holdPoint: Step = {
         point: {
           seq: found.seq,
           sourceTime: found.sourceTime,
-          lossMs: Math.max(0, Date.parse(current.startedAt) - Date.parse(found.sourceTime)),
+          lossMs: lossMs(job, current, found.sourceTime),
         },
       }));
       const from = found.seq > found.baseSeq ? `, from the checkpoint at ${found.baseSeq}` : '';
@@ -195,7 +201,7 @@ const stopIntake: Step = {
       point: {
         seq: chosen.seq,
         sourceTime: chosen.sourceTime,
-        lossMs: Math.max(0, Date.parse(current.startedAt) - Date.parse(chosen.sourceTime)),
+        lossMs: lossMs(job, current, chosen.sourceTime),
       },
     }));
     return `newest frame received: ${point.durableSeq}; chosen: frame ${chosen.seq}, from the checkpoint at ${chosen.baseSeq}`;

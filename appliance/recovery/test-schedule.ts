@@ -1,9 +1,7 @@
-/** Scheduled test failovers: when one is due, and who starts it. One runs at a time over all jobs. */
+/** Scheduled test failovers of jobs and groups: when one is due, and who starts it. One runs at a time. */
 import { asUndError } from '../../protocol/errors.ts';
-import type { Failover, JobSettingsPatch } from '../api/schema.ts';
+import type { TestEvery } from '../api/schema.ts';
 import type { Logger } from '../control/logger.ts';
-
-export type TestEvery = NonNullable<JobSettingsPatch['testEvery']>;
 
 const HOUR_MS = 3_600_000;
 const DAY_MS = 24 * HOUR_MS;
@@ -32,24 +30,33 @@ export function lastSlotMs(every: TestEvery, nowMs: number): number | null {
   }
 }
 
-/** Pure: whether a job's test is due; `lastMs` is when its last test of whatever trigger began. */
+/** Pure: whether a test is due; `lastMs` is when its last test of whatever trigger began. */
 export function testIsDue(every: TestEvery, lastMs: number | null, nowMs: number): boolean {
   const slot = lastSlotMs(every, nowMs);
   return slot !== null && nowMs - slot < LATE_MS && (lastMs ?? 0) < slot;
 }
 
+export interface ScheduledTest {
+  /** Of the job or the group. */
+  id: string;
+  every: TestEvery;
+  isReady: boolean;
+  /** When its last test of whatever trigger began. */
+  lastMs: number | null;
+}
+
 export interface TestSchedulerOptions {
-  jobs(): { jobId: string; every: TestEvery; isReady: boolean }[];
-  /** All test failovers, newest first. */
-  tests(): Pick<Failover, 'jobId' | 'startedAt' | 'state'>[];
-  start(jobId: string): Promise<unknown>;
+  /** The ones to be looked at first come first. */
+  scheduled(): ScheduledTest[];
+  /** Whether some test is under way, whoever began it. */
+  isTesting(): boolean;
+  start(id: string): Promise<unknown>;
   log: Logger;
   now?: () => number;
   pollMs?: number;
 }
 
 const POLL_MS = 60_000;
-const RESTING = ['failed', 'undone'];
 
 export class TestScheduler {
   readonly #o: TestSchedulerOptions;
@@ -75,23 +82,20 @@ export class TestScheduler {
   }
 
   async #look(): Promise<void> {
-    const tests = this.#o.tests();
-    if (tests.some(({ state }) => !RESTING.includes(state.name))) return;
+    if (this.#o.isTesting()) return;
     const nowMs = this.#o.now?.() ?? Date.now();
-    for (const { jobId, every, isReady } of this.#o.jobs()) {
-      const last = tests.find((test) => test.jobId === jobId);
-      const lastMs = last ? Date.parse(last.startedAt) : null;
+    for (const { id, every, isReady, lastMs } of this.#o.scheduled()) {
       if (!isReady || !testIsDue(every, lastMs, nowMs)) continue;
       try {
-        await this.#o.start(jobId);
+        await this.#o.start(id);
         return;
       } catch (error) {
         const { code, message } = asUndError(error);
         // It is tried again at the next look; the log hears of a reason once.
-        if (this.#told.get(jobId) !== message) {
-          this.#o.log.warn({ jobId, code }, `a scheduled test failover did not begin: ${message}`);
+        if (this.#told.get(id) !== message) {
+          this.#o.log.warn({ id, code }, `a scheduled test failover did not begin: ${message}`);
         }
-        this.#told.set(jobId, message);
+        this.#told.set(id, message);
       }
     }
   }

@@ -67,6 +67,14 @@ export interface JobDescription {
   testChecks?: TestChecks;
 }
 
+/** The moment that a failover was asked for. */
+export interface WantedMoment {
+  /** By the source's wall clock. */
+  sourceTime: string;
+  /** When it was asked for, if not at its start: a member of a group waits for its turn. */
+  askedAt?: string;
+}
+
 /** What a failover to a chosen moment recovers. */
 export interface RecoveryPoint {
   seq: number;
@@ -136,6 +144,9 @@ export interface JobHandle {
     disks: { diskId: string; image: DiskRef }[],
     options: { mirror: 'none' | 'difference'; reason: string },
   ): Promise<void>;
+
+  /** A moment of the source's wall clock by the appliance's: the earliest that it may have been. */
+  earliestHere(sourceTime: string): string;
 
   /**
    * The newest point at or before a moment, and the checkpoint that its recovery begins from; where the journal does not

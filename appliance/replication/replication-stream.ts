@@ -277,9 +277,10 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
   /** Undefined while the journal is being recovered: what it finds then is folded in by PointStore.open. */
   #points: PointStore | undefined;
   #replicas = new Map<number, ReplicaDisk>();
-  /** As of the frames that are durable, written to the disks, and flushed and persisted. */
+  /** As of the frames that are durable, written to the disks, in the flush that is under way, flushed and persisted. */
   #durable: StreamRecord;
   #written: StreamRecord;
+  #flushing: StreamRecord;
   #applied: StreamRecord;
   /** As of the frames that apply has read: what tells the gate. */
   #reading: StreamRecord;
@@ -317,6 +318,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
     this.#hooks = options.hooks ?? {};
     this.#durable = record;
     this.#written = record;
+    this.#flushing = record;
     this.#applied = record;
     this.#reading = record;
     if (record.seq > 0 && isWhole(record)) this.#newestPointMs = record.wallMs;
@@ -391,7 +393,10 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
           stream.#written = foldFrame(stream.#written, header, mark);
           if (mark?.type !== 'tick') stream.#dataSeq = header.seq;
         },
-        onFlushed: (seq) => stream.#onFlushed(seq),
+        onFlush: (seq) => {
+          stream.#flushing = stream.#written;
+          return () => stream.#onFlushed(seq);
+        },
         gate: (header, mark) => stream.#gate(header, mark),
         beforeUnordered: (reason) => stream.#beforeUnordered(reason),
       },
@@ -426,16 +431,17 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
   /**
    * Runs `work` while the replica disks stand still at a point, flushed; intake and acknowledgements go on. Null when
    * they hold no point just then.
+   * @param work is told since when they stand still (by performance.now)
    * @param mayGoOn asked when `work` has failed: whether anything may be applied as long as the disks are not opened anew
    * @throws what `work` throws; UND_APPLY_PAUSED; what stopped apply
    */
   atAppliedPoint<T>(
-    work: (point: AppliedPoint) => Promise<T>,
+    work: (point: AppliedPoint, stillSinceMs: number) => Promise<T>,
     mayGoOn?: () => boolean,
   ): Promise<T | null> {
-    return this.#applier.between(async () => {
+    return this.#applier.between(async (stillSinceMs) => {
       const point = this.appliedPoint();
-      return point ? await work(point) : null;
+      return point ? await work(point, stillSinceMs) : null;
     }, mayGoOn);
   }
 
@@ -670,7 +676,8 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
     let best = near;
     const reader = this.#journal.reader(near.seq + 1);
     try {
-      while (index.isPoint(reader.nextSeq)) {
+      const lastSeq = index.endOfStretch(near.seq);
+      while (reader.nextSeq <= lastSeq) {
         const next = await reader.next();
         if (!next || next.header.wallMs > sourceMs) break;
         best = { seq: next.header.seq, sourceMs: next.header.wallMs };
@@ -702,6 +709,11 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
     this.#journal.keepFromSeq = seq;
   }
 
+  /** See Journal.replayBytes. */
+  replayBytes(seq: number): number {
+    return this.#journal.replayBytes(seq);
+  }
+
   /** What the history takes, and what limits it. */
   history(): { segments: HistorySegment[]; limitBytes: number; maxAgeMs: number | null } {
     return { segments: this.#journal.history(), ...this.#journal.retention };
@@ -717,11 +729,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
     const known = this.#durable.disks.find(({ index }) => index === disk?.index);
     if (!disk || !known) throw undError('UND_NOT_FOUND', { kind: 'disk', id: diskId });
     const lastRun = Math.max(known.lastRun, this.#lastRun.get(disk.index) ?? 0);
-    const ask = (record: StreamRecord) => askDifferenceOf(record, disk.index, reason, lastRun);
-    this.#durable = ask(this.#durable);
-    this.#written = ask(this.#written);
-    this.#reading = ask(this.#reading);
-    this.#applied = ask(this.#applied);
+    this.#amend((record) => askDifferenceOf(record, disk.index, reason, lastRun));
     await this.#persist();
     this.#askMirrors();
     this.#changed();
@@ -740,11 +748,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
       .filter(({ diskId }) => diskIds?.includes(diskId) ?? true)
       .map(({ index }) => index);
     const verifications = newVerifications(this.#durable, indexes);
-    const ask = (record: StreamRecord) => withVerifications(record, verifications);
-    this.#durable = ask(this.#durable);
-    this.#written = ask(this.#written);
-    this.#reading = ask(this.#reading);
-    this.#applied = ask(this.#applied);
+    this.#amend((record) => withVerifications(record, verifications));
     await this.#persist();
     this.#askVerifications();
     this.#changed();
@@ -1180,10 +1184,16 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
   #grow(index: number, sizeBytes: number): void {
     const disk = this.#disks.find((candidate) => candidate.index === index);
     if (disk) disk.sizeBytes = Math.max(disk.sizeBytes, sizeBytes);
-    this.#durable = growDisk(this.#durable, index, sizeBytes);
-    this.#written = growDisk(this.#written, index, sizeBytes);
-    this.#reading = growDisk(this.#reading, index, sizeBytes);
-    this.#applied = growDisk(this.#applied, index, sizeBytes);
+    this.#amend((record) => growDisk(record, index, sizeBytes));
+  }
+
+  /** What no frame says becomes true of all of them at once. */
+  #amend(change: (record: StreamRecord) => StreamRecord): void {
+    this.#durable = change(this.#durable);
+    this.#reading = change(this.#reading);
+    this.#written = change(this.#written);
+    this.#flushing = change(this.#flushing);
+    this.#applied = change(this.#applied);
   }
 
   #sizes(): number[] {
@@ -1287,7 +1297,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
   }
 
   async #onFlushed(seq: number): Promise<void> {
-    this.#applied = this.#written;
+    this.#applied = this.#flushing;
     await this.#persist();
     await this.#journal.applied(seq);
     await this.#historyLeft();

@@ -1,4 +1,4 @@
-import type { GroupWait, MarkEvery } from '../api/schema.ts';
+import type { GroupWait, MarkEvery, TestEvery } from '../api/schema.ts';
 import type { GroupRun } from '../groups/record.ts';
 import type { ClockOffset } from '../groups/source-clock.ts';
 import { type Database, inTransaction } from './database.ts';
@@ -9,6 +9,7 @@ export interface GroupRow {
   wait: GroupWait;
   /** Of its marks. */
   schedule: MarkEvery | null;
+  testEvery: TestEvery;
   /** In the order in which a person put them. A job that ends leaves its group. */
   members: { jobId: string; priority: number }[];
   createdAt: string;
@@ -41,6 +42,7 @@ type RawGroup = {
   wait_json: string;
   created_at: string;
   schedule_json: string | null;
+  test_every: TestEvery;
 };
 type RawMark = {
   mark_id: string;
@@ -78,9 +80,9 @@ export class GroupStore {
     inTransaction(this.#db, () => {
       this.#db
         .prepare(
-          `INSERT INTO job_groups VALUES (?, ?, ?, ?, ?)
+          `INSERT INTO job_groups VALUES (?, ?, ?, ?, ?, ?)
            ON CONFLICT(group_id) DO UPDATE SET name = excluded.name, wait_json = excluded.wait_json,
-             schedule_json = excluded.schedule_json`,
+             schedule_json = excluded.schedule_json, test_every = excluded.test_every`,
         )
         .run(
           row.groupId,
@@ -88,6 +90,7 @@ export class GroupStore {
           JSON.stringify(row.wait),
           row.createdAt,
           row.schedule && JSON.stringify(row.schedule),
+          row.testEvery,
         );
       this.#db.prepare('DELETE FROM group_members WHERE group_id = ?').run(row.groupId);
       const add = this.#db.prepare('INSERT INTO group_members VALUES (?, ?, ?, ?)');
@@ -179,6 +182,7 @@ export class GroupStore {
       name: raw.name,
       wait: JSON.parse(raw.wait_json),
       schedule: raw.schedule_json === null ? null : JSON.parse(raw.schedule_json),
+      testEvery: raw.test_every,
       members: members.map(({ job_id, priority }) => ({ jobId: job_id, priority })),
       createdAt: raw.created_at,
     };

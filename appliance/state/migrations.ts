@@ -205,4 +205,8 @@ export const MIGRATIONS: readonly string[] = [
   `
   ALTER TABLE job_groups ADD COLUMN schedule_json TEXT;
   `,
+  // Tests of groups on schedule.
+  `
+  ALTER TABLE job_groups ADD COLUMN test_every TEXT NOT NULL DEFAULT 'off';
+  `,
 ];

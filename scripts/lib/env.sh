@@ -21,6 +21,21 @@ still() {
   return $status
 }
 
+# Another apt (of a script beside this one, or the machine's own upgrades) is waited for: ten minutes at most.
+_apt_update() {
+  local told tries status=0
+  told=$(mktemp)
+  for ((tries = 0; tries < 60; tries++)); do
+    status=0
+    apt-get update -qq 2>"$told" || status=$?
+    grep -q "Could not get lock" "$told" || break
+    read -rt 10 <> <(:) || true
+  done
+  cat "$told" >&2
+  rm -f "$told"
+  return $status
+}
+
 # apt_need PACKAGE... : installs those that are missing, in one go.
 apt_need() {
   local missing=() p status=0 told
@@ -29,12 +44,13 @@ apt_need() {
   done
   [ ${#missing[@]} -eq 0 ] && return 0
   echo "installing ${#missing[@]} packages: ${missing[*]}"
-  still "reading the package lists" : apt-get update -qq || true
+  still "reading the package lists" : _apt_update || true
   told=$(mktemp)
   # Of apt's `pmstatus:PACKAGE:PERCENT:TEXT` (dlstatus while it downloads) the last line.
   _apt_told() { tail -n 1 "$told" | awk -F: 'NF > 3 { printf "%d %%  %s", $3, $4 }'; }
   _apt_install() {
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends -o APT::Status-Fd=3 "$@" \
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends -o APT::Status-Fd=3 \
+      -o DPkg::Lock::Timeout=600 "$@" \
       3>"$told" >/dev/null
   }
   still "installing packages" _apt_told _apt_install "${missing[@]}" || status=$?

@@ -19,7 +19,7 @@ export interface AgentConfig {
   pem: string;
 }
 
-collectLessOften();
+collectLessOften('tight');
 // Where the lab has made a group for it, as the unit is one.
 ProcessorShare.start();
 const config = JSON.parse(process.env.BENCH!) as AgentConfig;

@@ -2,7 +2,7 @@
  * What the agent takes of a source server: memory, processor while nothing happens and under writes, and what is sent to
  * install it. The agent is the product's, bundled, with its unit's limits for Node; the disk is a loop device.
  *
- * --set idleSeconds=N loadSeconds=N diskMiB=N archive=no
+ * --set idleSeconds=N loadSeconds=N diskMiB=N archive=no writes=64k rate=100M (per second)
  */
 // apt: fio util-linux openssl
 import fs from 'node:fs';
@@ -16,6 +16,7 @@ const bench: Bench = {
   hasQuick: true,
   async *run({ short, quick, set, progress }) {
     const idleSeconds = Number(set.idleSeconds ?? (short ? 2 : quick ? 10 : 60));
+    const { writes = '64k', rate = '100M' } = set;
     const loadSeconds = Number(set.loadSeconds ?? (short ? 1 : quick ? 10 : 20));
     const lab = new BenchLab({
       medium: 'memory',
@@ -48,9 +49,9 @@ const bench: Bench = {
       progress(`writes for ${loadSeconds} s`);
       const { bytesPerSec } = await fio(lab.dev, loadSeconds, [
         '--rw=randwrite',
-        '--bs=64k',
+        `--bs=${writes}`,
         '--iodepth=4',
-        '--rate=100M',
+        `--rate=${rate}`,
       ]);
       clearInterval(timer);
       const { agent } = await lab.state();
@@ -58,7 +59,7 @@ const bench: Bench = {
         figure: 'processor time of agent and helper per GB written',
         value: (cpu() - before) / ((bytesPerSec * loadSeconds) / 1e9),
         unit: 's',
-        note: `64k random writes at ${(bytesPerSec / 1e6).toFixed(0)} MB/s`,
+        note: `${writes} random writes at ${(bytesPerSec / 1e6).toFixed(0)} MB/s`,
       });
       yield row({
         figure: 'memory of agent and helper beside the ring, at most',

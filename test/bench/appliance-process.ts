@@ -37,7 +37,9 @@ export type ApplianceAsk =
   | { ask: 'checkpoint' };
 
 export interface Checkpointed {
-  /** From the request until apply goes on: the batch under way, its flush, the checkpoint. */
+  /** From the request until the disks stand still: flushes that run beside the writing. */
+  waitedMs: number;
+  /** From then until apply goes on: the batch under way, a flush, the checkpoint. */
   pauseMs: number;
   /** Of that, with apply at its point: the snapshot on the host, and what is read back and recorded around it. */
   takenMs: number;
@@ -59,7 +61,7 @@ export interface Sampled {
   maxLagBytes: number;
 }
 
-collectLessOften();
+collectLessOften('roomy');
 const config = JSON.parse(process.env.BENCH!) as ApplianceConfig;
 const pem = readFileSync(config.pem);
 const disk = config.disks[0]!;
@@ -127,14 +129,16 @@ async function apply(replicaPath: string): Promise<Applied> {
 async function checkpoint(): Promise<Checkpointed> {
   const beganMs = performance.now();
   let takenMs = 0;
+  let waitedMs = 0;
   const before = host!.calls.length;
-  await stream.atAppliedPoint(async (point) => {
+  await stream.atAppliedPoint(async (point, stillSinceMs) => {
     const atPointMs = performance.now();
+    waitedMs = stillSinceMs - beganMs;
     await host!.checkpoints.take(point, stream.journalId, 'bench');
     takenMs = performance.now() - atPointMs;
   });
-  const pauseMs = performance.now() - beganMs;
-  return { pauseMs, takenMs, calls: callWords(host!.calls.slice(before)) };
+  const pauseMs = performance.now() - beganMs - waitedMs;
+  return { waitedMs, pauseMs, takenMs, calls: callWords(host!.calls.slice(before)) };
 }
 
 async function answerTo(asked: ApplianceAsk): Promise<unknown> {

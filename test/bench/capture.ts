@@ -4,14 +4,18 @@
  *
  * Everything is on one machine: the load, the agent and the appliance share its processors. In the product the appliance
  * is another machine. Variant `unit`: agent and appliance yield to the load as the agent does by its systemd unit.
- * Variant `equal`: all compete as equals, which is harder than any real source.
+ * Variant `equal`: all compete as equals, which is harder than any real source; only when asked for.
+ * A load that the link does not take is at first captured in order, until the ring is full, and costs more then than later:
+ * rounds of a few seconds show that, longer ones what a source that writes so all the time would see.
+ * Part `apart`: a 4k write at depth 1, with each of those who share the processors standing still in turn.
  * Media: `disk`, a file on this machine's disk, with a disk's latency; `memory`, a file in memory: nothing to hide behind.
  *
- * --set rounds=N seconds=N variants=disk/unit,disk/equal,memory/unit parts=fio,pgbench,sustained,lag,hook
+ * --set rounds=N seconds=N variants=disk/unit,disk/equal,memory/unit parts=fio,pgbench,apart,sustained,lag,hook
  *       sustainedSeconds=N sustainedMiB=N (per second) lagSeconds=N ringMiB=N
  */
 // apt: fio postgresql util-linux e2fsprogs openssl iproute2
 import fs from 'node:fs';
+import { availableParallelism } from 'node:os';
 import type { Sampled } from './appliance-process.ts';
 import {
   type Bench,
@@ -39,16 +43,15 @@ function planOf({ quick, short, set }: BenchOptions): Plan {
   const number = (name: string, usual: number, hasty: number, tiny: number) =>
     Number(set[name] ?? (short ? tiny : quick ? hasty : usual));
   const variants =
-    set.variants ??
-    (short ? 'memory/unit' : quick ? 'disk/unit' : 'disk/unit,disk/equal,memory/unit');
+    set.variants ?? (short ? 'memory/unit' : quick ? 'disk/unit' : 'disk/unit,memory/unit');
   return {
     rounds: number('rounds', 5, 3, 1),
-    seconds: number('seconds', 3, 3, 1),
+    seconds: number('seconds', 10, 3, 1),
     sustainedSeconds: number('sustainedSeconds', 60, 20, 1),
     sustainedMiB: number('sustainedMiB', 200, 200, 200),
     lagSeconds: number('lagSeconds', 30, 15, 1),
     parts: new Set(
-      (set.parts ?? (short ? 'fio,lag' : 'fio,pgbench,sustained,lag,hook')).split(','),
+      (set.parts ?? (short ? 'fio,lag' : 'fio,pgbench,apart,sustained,lag,hook')).split(','),
     ),
     variants: variants.split(',').map((variant) => {
       const [medium, priority] = variant.split('/') as [Medium, Priority];
@@ -202,6 +205,68 @@ async function* fioRows(
   }
 }
 
+/** So long the agent's window takes what one writer writes, with nobody there who acknowledges it. */
+const WINDOW_SECONDS = 1.4;
+
+/**
+ * What a source would lose whose appliance is another machine: the appliance's process stands still as long as the window
+ * lasts. And what the programs in the kernel take alone: agent and helper stand still too, and the ring holds it all.
+ */
+async function* apartRows(
+  variant: LabOptions,
+  plan: Plan,
+  { progress }: BenchOptions,
+): AsyncGenerator<Row> {
+  const lab = new BenchLab(variant);
+  const take = async () =>
+    (await fio(lab.dev, WINDOW_SECONDS, ['--rw=randwrite', '--bs=4k', '--iodepth=1'])).iops;
+  const takeWithout = async (...pids: number[]) => {
+    for (const pid of pids) process.kill(pid, 'SIGSTOP');
+    const value = await take();
+    for (const pid of pids) process.kill(pid, 'SIGCONT');
+    await until('everything to be durable', async () => {
+      const { lagBytes, mode } = await lab.state();
+      return lagBytes === 0 && mode.mode === 'ordered';
+    });
+    return value;
+  };
+  try {
+    await lab.startAppliance();
+    const all = ['--rw=write', '--bs=1M', '--iodepth=4', '--time_based=0'];
+    await fio(lab.dev, 600, [...all, `--size=${lab.sizeBytes}`]);
+    const bare: number[] = [];
+    const sides: Record<'all' | 'away' | 'programs', number[]> = {
+      all: [],
+      away: [],
+      programs: [],
+    };
+    const rounds = plan.rounds * 2;
+    for (let round = 1; round <= rounds; round++) {
+      const before = await take();
+      await lab.startAgent();
+      const { agentPid, helperPid, appliancePid } = lab;
+      sides.all.push(await takeWithout());
+      sides.away.push(await takeWithout(appliancePid));
+      sides.programs.push(await takeWithout(agentPid, helperPid, appliancePid));
+      await lab.stopAgent();
+      bare.push((before + (await take())) / 2);
+      const words = Object.values(sides).map((one) => one.at(-1)!.toFixed(0));
+      progress(
+        `apart, round ${round} of ${rounds}: ${words.join(', ')} of ${bare.at(-1)!.toFixed(0)}`,
+      );
+    }
+    const name = `${variant.medium}/${variant.priority} 4k random write, queue depth 1`;
+    const side = (words: string, agent: number[], goal?: Goal) =>
+      compared(`${name}, ${words}`, 'IOPS', { bare, agent }, goal);
+    yield side('short rounds', sides.all);
+    const judged = variant.medium === 'disk' ? { atLeast: 0.95 } : undefined;
+    yield side('the appliance stands still', sides.away, judged);
+    yield side('the programs in the kernel alone', sides.programs);
+  } finally {
+    await lab.close();
+  }
+}
+
 async function* pgbenchRows(
   variant: LabOptions,
   plan: Plan,
@@ -213,18 +278,48 @@ async function* pgbenchRows(
     const postgres = new Postgres(lab.dev);
     // Also when the bench is interrupted.
     lab.later(() => postgres.stop());
+    const used: Record<'agent and helper' | 'appliance', number[]> = {
+      'agent and helper': [],
+      appliance: [],
+    };
     const { pgbench } = await sideBySide(
       lab,
-      { pgbench: () => postgres.transactionsPerSec(plan.seconds * 2) },
+      {
+        pgbench: async () => {
+          const pids = lab.agentRuns ? [lab.agentPid, lab.helperPid, lab.appliancePid] : [];
+          const before = pids.map((pid) => usage(pid).cpuSeconds);
+          const fromMs = performance.now();
+          const tps = await postgres.transactionsPerSec(plan.seconds * 2);
+          const processorMs = ((performance.now() - fromMs) * availableParallelism()) / 100;
+          const [agent, helper, appliance] = pids.map(
+            (pid, at) => ((usage(pid).cpuSeconds - before[at]!) * 1000) / processorMs,
+          );
+          if (pids.length > 0) {
+            used['agent and helper'].push(agent! + helper!);
+            used.appliance.push(appliance!);
+          }
+          return tps;
+        },
+      },
       plan,
       options,
     );
+    const name = `${variant.medium}/${variant.priority}`;
     yield compared(
-      `${variant.medium}/${variant.priority} pgbench, 4 clients`,
+      `${name} pgbench, 4 clients`,
       'tps',
       pgbench!,
       variant.medium === 'disk' ? { atLeast: 0.95 } : undefined,
     );
+    // Who used what pgbench missed: the appliance's part would not be missed on a source of its own.
+    for (const [what, percents] of Object.entries(used)) {
+      yield row({
+        figure: `${name} processor time beside pgbench: ${what}`,
+        value: median(percents),
+        unit: '%',
+        note: `of ${availableParallelism()} processors, from pgbench's start to its end`,
+      });
+    }
   } finally {
     await lab.close();
   }
@@ -365,6 +460,7 @@ const bench: Bench = {
     const first = plan.variants[0]!;
     if (plan.parts.has('hook')) yield* hookRows(first, plan);
     if (plan.parts.has('lag')) yield* lagRows(first, plan);
+    if (plan.parts.has('apart')) yield* apartRows(first, plan, options);
     if (plan.parts.has('sustained')) yield* sustainedRows(first, plan, options);
     for (const variant of plan.variants) {
       if (plan.parts.has('fio')) yield* fioRows(variant, plan, options);

@@ -62,7 +62,7 @@ export async function* pauseRows(
       const one = await end.ask<Checkpointed>({ ask: 'checkpoint' });
       taken.push({ ...one, fromMs, toMs: performance.now() });
       progress(
-        `checkpoint ${n + 1} of ${plan.checkpoints}: apply paused ${one.pauseMs.toFixed(0)} ms`,
+        `checkpoint ${n + 1} of ${plan.checkpoints}: apply paused ${one.pauseMs.toFixed(0)} ms, ${one.waitedMs.toFixed(0)} ms after the request`,
       );
     }
     await sleep(plan.everyMs);
@@ -80,7 +80,7 @@ export async function* pauseRows(
       value: median(pauses),
       unit: 'ms',
       goal: { atMost: 1000 },
-      note: `of ${pauses.length}, at most ${Math.max(...pauses).toFixed(0)} ms; ${median(taken.map(({ takenMs }) => takenMs)).toFixed(0)} ms of it with apply at its point, the rest is its batch and flush; the snapshot is taken twice, by libvirt and by QEMU alone (local-host.ts); the last: ${taken.at(-1)!.calls}`,
+      note: `of ${pauses.length}, at most ${Math.max(...pauses).toFixed(0)} ms; ${median(taken.map(({ takenMs }) => takenMs)).toFixed(0)} ms of it with apply at its point, the rest is its batch and flush; ${median(taken.map(({ waitedMs }) => waitedMs)).toFixed(0)} ms (at most ${Math.max(...taken.map(({ waitedMs }) => waitedMs)).toFixed(0)}) before it apply flushed beside its writing; the snapshot is taken twice, by libvirt and by QEMU alone (local-host.ts); the last: ${taken.at(-1)!.calls}`,
     });
     yield row({
       figure: `checkpoint: acknowledgement meanwhile, p99`,

@@ -233,6 +233,10 @@ export class BenchLab {
     });
   }
 
+  get agentRuns(): boolean {
+    return this.#agent !== undefined;
+  }
+
   get agentPid(): number {
     return this.#agent!.pid!;
   }

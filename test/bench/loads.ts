@@ -28,7 +28,7 @@ export async function fio(
     '--ioengine=libaio',
     '--buffer_compress_percentage=50',
     '--time_based',
-    `--runtime=${seconds}`,
+    `--runtime=${Math.round(seconds * 1000)}ms`,
     '--output-format=json',
     ...args,
   ]);

@@ -4,8 +4,8 @@
  */
 import fs from 'node:fs';
 import { join } from 'node:path';
+import { controlGroups } from './control-groups.ts';
 
-const ROOT = '/sys/fs/cgroup';
 /** What a unit has that says nothing. */
 const USUAL_WEIGHT = 100;
 
@@ -26,14 +26,11 @@ export class ProcessorShares {
    * the kernel or the container has no such groups to give.
    */
   static make(): ProcessorShares | null {
-    const isV2 = fs.existsSync(join(ROOT, 'cgroup.controllers'));
-    const top = isV2 ? ROOT : join(ROOT, 'cpu');
-    const own = fs
-      .readFileSync('/proc/self/cgroup', 'utf8')
-      .match(isV2 ? /^0::(.*)$/m : /^\d+:(?:.*,)?cpu(?:,.*)?:(.*)$/m)?.[1];
-    if (own === undefined) return null;
+    const groups = controlGroups('cpu');
+    if (!groups) return null;
+    const { isV2, top, home } = groups;
     const base = join(top, `understudy-bench-${process.pid}`);
-    const shares = new ProcessorShares(base, join(top, own), isV2);
+    const shares = new ProcessorShares(base, home, isV2);
     try {
       if (isV2) fs.writeFileSync(join(top, 'cgroup.subtree_control'), '+cpu');
       fs.mkdirSync(base);

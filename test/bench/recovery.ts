@@ -2,7 +2,8 @@
  * What journal, checkpoints and recovery keep up with, and what they cost.
  *
  * - ingest: a stream over mutual TLS until it is acknowledged, which is durable in the journal, against what the
- *   journal's disk takes in one piece; bytes as they cross the network and lie in the journal.
+ *   journal's disk takes in one piece; bytes as they cross the network and lie in the journal. Once as fast as the disk
+ *   is, once with the disk held to `heldMBps`, which is a SATA SSD's: the fastest disks outrun TLS on two processors.
  * - apply: that journal onto a block device until its last flush, against the very same writes by fio; bytes as the
  *   source wrote them.
  * - chain: reads, writes, opening and merging of a chain of checkpoints by its depth.
@@ -10,7 +11,7 @@
  * - failover: a test failover from the request to the VM's power-on, through the whole appliance.
  * The last two run on the libvirt of a lab. The sides take turns, round by round, and medians are compared.
  *
- * --set parts=ingest,chain,pause,failover rounds=N medium=disk|memory totalMiB=N depths=1,16,64,256
+ * --set parts=ingest,chain,pause,failover rounds=N medium=disk|memory totalMiB=N heldMBps=N depths=1,16,64,256
  *       spanSeconds=N checkpoints=N tests=N
  */
 // apt: fio util-linux openssl qemu-utils qemu-system-common qemu-system-x86 openssh-client fdisk e2fsprogs
@@ -19,22 +20,28 @@ import { ApplianceEnd } from './appliance-end.ts';
 import type { Applied } from './appliance-process.ts';
 import { type PausePlan, pauseRows } from './checkpoint-pause.ts';
 import { type Bench, type BenchOptions, median, type Row, row } from './frame.ts';
+import { HeldDisk } from './held-disk.ts';
 import { startHostLab } from './host-lab.ts';
-import { type Medium, MIB, usage } from './lab.ts';
+import { type Medium, MIB, run, usage } from './lab.ts';
 import { type Made, MadeStream, makeFrames, type Shape } from './made-stream.ts';
 import { type ChainPlan, chainRows } from './qcow2-chain.ts';
 import { RecoveryLab, sameWrites, sequentialLimit } from './recovery-lab.ts';
-import { type FailoverPlan, failoverRows } from './test-failover.ts';
+import { type FailoverPlan, failoverRows, mostBetweenSeconds } from './test-failover.ts';
 
 interface Plan {
   parts: Set<string>;
   medium: Medium;
   rounds: number;
+  /** Bytes per second. */
+  heldSpeed: number;
   shapes: Array<Shape & { totalMiB: number }>;
   chain: ChainPlan;
   pause: PausePlan;
   failover: FailoverPlan;
 }
+
+/** Of a source's writes while checkpoints and failovers are measured, in bytes per second. */
+const RATE = 20e6;
 
 function planOf({ short, quick, set }: BenchOptions): Plan {
   const by = <T>(full: T, middle: T, tiny: T): T => (short ? tiny : quick ? middle : full);
@@ -48,10 +55,11 @@ function planOf({ short, quick, set }: BenchOptions): Plan {
     ),
     medium,
     rounds: Number(set.rounds ?? by(5, 3, 1)),
+    heldSpeed: Number(set.heldMBps ?? 500) * 1e6,
     shapes: [
       { words: '512k in order', writeBytes: 512 * 1024, order: 'sequential', totalMiB },
       { words: '64k at random', writeBytes: 64 * 1024, order: 'random', totalMiB: totalMiB / 2 },
-      { words: '4k at random', writeBytes: 4096, order: 'random', totalMiB: totalMiB / 8 },
+      { words: '4k at random', writeBytes: 4096, order: 'random', totalMiB: totalMiB / 2 },
     ],
     chain: {
       diskMiB: by(2048, 1024, 32),
@@ -66,13 +74,13 @@ function planOf({ short, quick, set }: BenchOptions): Plan {
       diskMiB: by(2048, 1024, 64),
       checkpoints: Number(set.checkpoints ?? by(20, 5, 1)),
       everyMs: by(5_000, 3_000, 500),
-      bytesPerSec: 20e6,
+      bytesPerSec: RATE,
     },
     failover: {
       diskMiB: by(8192, 2048, 256),
       rounds: Number(set.tests ?? by(5, 3, 1)),
-      spanSeconds: Number(set.spanSeconds ?? by(900, 30, 1)),
-      bytesPerSec: 20e6,
+      spanSeconds: Number(set.spanSeconds ?? by(Math.ceil(mostBetweenSeconds(RATE)), 30, 1)),
+      bytesPerSec: RATE,
     },
   };
 }
@@ -88,18 +96,8 @@ interface Round {
 
 const JOURNAL_BYTES = 64 * 1024 * MIB;
 
-async function ingestRound(
-  lab: RecoveryLab,
-  made: Made,
-  medium: Medium,
-  diskBytes: number,
-  peerFirst: boolean,
-): Promise<Round> {
-  const limitOf = () => sequentialLimit(lab.path('limit'), made.packedBytes, medium);
-  const disk = lab.loop(diskBytes, medium);
-  const jobDir = lab.path('job');
-  const limitBefore = peerFirst ? await limitOf() : 0;
-  const end = await ApplianceEnd.start({
+const startEnd = (lab: RecoveryLab, jobDir: string, diskBytes: number): Promise<ApplianceEnd> =>
+  ApplianceEnd.start({
     jobDir,
     disks: [
       {
@@ -111,15 +109,65 @@ async function ingestRound(
     journalBytes: JOURNAL_BYTES,
     pem: lab.pem,
   });
+
+/** Sends all frames; returns the seconds until they were acknowledged, and the processor time that the end took. */
+async function ingest(
+  end: ApplianceEnd,
+  lab: RecoveryLab,
+  made: Made,
+): Promise<{ seconds: number; cpuSeconds: number }> {
+  const stream = await MadeStream.open(end.port, lab.pem);
+  const cpuBefore = usage(end.pid).cpuSeconds;
+  const beganMs = performance.now();
+  for (const frame of made.frames) await stream.send(frame);
+  await stream.durable();
+  const seconds = (performance.now() - beganMs) / 1000;
+  const cpuSeconds = usage(end.pid).cpuSeconds - cpuBefore;
+  stream.close();
+  return { seconds, cpuSeconds };
+}
+
+/** Ingest and limit with the journal's disk held to a speed, in bytes per second; null where it cannot be held. */
+async function heldRound(
+  lab: RecoveryLab,
+  made: Made,
+  diskBytes: number,
+  speed: number,
+  peerFirst: boolean,
+): Promise<{ limit: number; ingest: number } | null> {
+  const held = HeldDisk.hold(lab.dir, speed);
+  if (!held) return null;
+  lab.later(() => held.free());
+  const limitOf = () => sequentialLimit(lab.path('limit'), made.packedBytes, 'disk');
+  const jobDir = lab.path('job');
   try {
-    const stream = await MadeStream.open(end.port, lab.pem);
-    const cpuBefore = usage(end.pid).cpuSeconds;
-    const beganMs = performance.now();
-    for (const frame of made.frames) await stream.send(frame);
-    await stream.durable();
-    const ingestSeconds = (performance.now() - beganMs) / 1000;
-    const ingestCpu = usage(end.pid).cpuSeconds - cpuBefore;
-    stream.close();
+    const limitBefore = peerFirst ? await limitOf() : 0;
+    const end = await startEnd(lab, jobDir, diskBytes);
+    const { seconds } = await ingest(end, lab, made).finally(() => end.stop());
+    return { limit: limitBefore || (await limitOf()), ingest: made.packedBytes / seconds };
+  } finally {
+    lab.remove(jobDir);
+    held.free();
+  }
+}
+
+async function ingestRound(
+  lab: RecoveryLab,
+  made: Made,
+  medium: Medium,
+  diskBytes: number,
+  peerFirst: boolean,
+): Promise<Round> {
+  const limitOf = () => sequentialLimit(lab.path('limit'), made.packedBytes, medium);
+  const disk = lab.loop(diskBytes, medium);
+  // Whoever writes to a new file's blocks first pays for that: neither side is to.
+  const zeroes = [`count=${diskBytes / MIB}`, 'bs=1M', 'oflag=direct', 'status=none'];
+  run('dd', 'if=/dev/zero', `of=${disk.dev}`, ...zeroes);
+  const jobDir = lab.path('job');
+  const limitBefore = peerFirst ? await limitOf() : 0;
+  const end = await startEnd(lab, jobDir, diskBytes);
+  try {
+    const ingested = await ingest(end, lab, made);
     const limit = limitBefore || (await limitOf());
     const fioBefore = peerFirst ? await sameWrites(disk.dev, made.writes, lab.path('log')) : 0;
     const { seconds, cpuSeconds } = await end.ask<Applied>({
@@ -129,8 +177,8 @@ async function ingestRound(
     const fio = fioBefore || (await sameWrites(disk.dev, made.writes, lab.path('log')));
     return {
       limit,
-      ingest: made.packedBytes / ingestSeconds,
-      ingestCpuPerGB: ingestCpu / (made.packedBytes / 1e9),
+      ingest: made.packedBytes / ingested.seconds,
+      ingestCpuPerGB: ingested.cpuSeconds / (made.packedBytes / 1e9),
       apply: made.sourceBytes / seconds,
       applyCpuPerGB: cpuSeconds / (made.sourceBytes / 1e9),
       fio: made.sourceBytes / fio,
@@ -150,9 +198,14 @@ async function* ingestRows(plan: Plan, { progress }: BenchOptions): AsyncGenerat
       const diskBytes = shape.totalMiB * MIB;
       const made = await makeFrames(shape, diskBytes, diskBytes);
       const rounds: Round[] = [];
+      const heldRounds: Array<{ limit: number; ingest: number }> = [];
       for (let n = 0; n < plan.rounds; n++) {
         const one = await ingestRound(lab, made, plan.medium, diskBytes, n % 2 === 0);
         rounds.push(one);
+        const held =
+          plan.medium === 'disk' &&
+          (await heldRound(lab, made, diskBytes, plan.heldSpeed, n % 2 === 0));
+        if (held) heldRounds.push(held);
         const mb = (value: number) => (value / 1e6).toFixed(0);
         progress(
           `${shape.words}, round ${n + 1} of ${plan.rounds}: ingest ${mb(one.ingest)} of ${mb(one.limit)}, apply ${mb(one.apply)} of ${mb(one.fio)} MB/s`,
@@ -172,6 +225,21 @@ async function* ingestRows(plan: Plan, { progress }: BenchOptions): AsyncGenerat
         goal: plan.medium === 'disk' ? { atLeast: 0.8 } : undefined,
         note: `${spread('ingest', 'limit')}; ${of('ingestCpuPerGB').toFixed(1)} s of processor time per GB; one byte stands for ${source} of the source's`,
       });
+      if (heldRounds.length > 0) {
+        const ratios = heldRounds.map((one) => one.ingest / one.limit);
+        const heldTo = `${(plan.heldSpeed / 1e6).toFixed(0)} MB/s`;
+        yield row({
+          figure: `disk held to ${heldTo}: ingest to durable ack, ${shape.words}`,
+          value: median(heldRounds.map((one) => one.ingest)) / 1e6,
+          unit: 'MB/s',
+          against: {
+            what: 'in one piece',
+            value: median(heldRounds.map((one) => one.limit)) / 1e6,
+          },
+          goal: { atLeast: 0.8 },
+          note: `ratios of the rounds ${Math.min(...ratios).toFixed(2)} to ${Math.max(...ratios).toFixed(2)}`,
+        });
+      }
       yield row({
         figure: `${plan.medium}: apply, ${shape.words}`,
         value: of('apply') / 1e6,

@@ -38,6 +38,12 @@ export class Lab {
     return this.description();
   }
 
+  /** Another sample server beside the first, as a person has it from scripts/demo. */
+  async addSource(number: number): Promise<{ domain: string; address: string }> {
+    await this.#script('scripts/demo', ['source', String(number)], 20 * 60_000);
+    return { domain: `source-${number}`, address: `192.168.150.${19 + number}` };
+  }
+
   description(): LabDescription {
     return JSON.parse(readFileSync(join(root, 'build/lab', this.name, 'demo.json'), 'utf8'));
   }
@@ -100,8 +106,8 @@ export class Lab {
   }
 
   /** Every row that the source's writer has told of so far. */
-  diary(): DiaryRow[] {
-    const file = join(root, 'build/lab', this.name, 'source-diary.log');
+  diary(domain = 'source'): DiaryRow[] {
+    const file = join(root, 'build/lab', this.name, `${domain}-diary.log`);
     if (!existsSync(file)) return [];
     const rows: DiaryRow[] = [];
     for (const match of readFileSync(file, 'utf8').matchAll(/committed (\d+) at (\S+Z)/g)) {

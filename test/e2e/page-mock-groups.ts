@@ -88,6 +88,7 @@ export function serveMockGroups(app: FastifyInstance, host: MockHost): void {
         createdAt: iso(),
         markProblem: null,
         schedule: null,
+        testEvery: 'off',
         ...request.body,
       };
       tell({ type: 'group', group: made });
@@ -191,7 +192,8 @@ export function serveMockGroups(app: FastifyInstance, host: MockHost): void {
           failoverId: null,
           state: { name: 'waiting' },
         })),
-        test: kind === 'test' ? { keepMinutes, verdict: null, endsAt: null } : null,
+        test:
+          kind === 'test' ? { trigger: 'person', keepMinutes, verdict: null, endsAt: null } : null,
         startedAt: iso(),
         endedAt: null,
       };

@@ -365,6 +365,11 @@ export async function protect(
   if (options.network) {
     await page.locator(`${byId(`protect-network-${options.network}`)} input`).check();
   }
+  // Each table keeps its own choice, the one proposed or the one made.
+  for (const table of ['#protect-pools', '#protect-networks']) {
+    const chosen = await page.locator(`${table} input:checked`).count();
+    if (chosen !== 1) throw new Error(`${chosen} rows of ${table} are chosen`);
+  }
   await sight('target');
   await press(page, '#wizard-next');
 

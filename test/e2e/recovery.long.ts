@@ -22,15 +22,14 @@ import type {
   GroupPoints,
   Job,
   JobPoints,
-  PreflightReport,
   Source,
   TakenPoint,
 } from '../../appliance/api/schema.ts';
 import { ApplianceClient, GiveUp, until } from '../../scripts/lib/api-client.ts';
 import { type DiaryRow, Lab, type LabDescription, root } from './lab.ts';
 import { createSteps } from './steps.ts';
+import { addSource, MINUTE, onlineSource, protectedJob, reach, took, words } from './walk.ts';
 
-const MINUTE = 60_000;
 const PASSWORD = 'understudy-e2e-1';
 const REPLICA = 'source-replica';
 const MIB = 2 ** 20;
@@ -57,7 +56,6 @@ t.teardown(async () => {
 const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 const onSource = (command: string) => lab.ssh(described.source.address, command);
 const sha256 = (bytes: Buffer) => createHash('sha256').update(bytes).digest('hex');
-const words = (text: string) => text.split(/\s+/).filter(Boolean).sort();
 const lastRow = () => lab.diary().at(-1)?.n ?? 0;
 const vms = async () => words(await lab.virsh('list', '--all', '--name'));
 const networks = async () => words(await lab.virsh('net-list', '--all', '--name'));
@@ -80,12 +78,6 @@ const rowsGoOn = (howMany: number) => {
   );
 };
 
-const protectedJob = (limitMs: number) =>
-  until('the job to be protected', limitMs, async () => {
-    const one = await api.job(job.jobId);
-    if (one.state.name === 'error') throw new GiveUp(JSON.stringify(one.state.error));
-    return one.state.name === 'protected' && one.stream.mode === 'ordered' ? one : undefined;
-  });
 const durable = (seq: number, limitMs = 5 * MINUTE) =>
   until(`frame ${seq} to be durable`, limitMs, async () => {
     const one = await api.job(job.jobId);
@@ -108,32 +100,6 @@ async function labelled(t: Test): Promise<Moment> {
   t.ok(found.recoverable, 'the labelled moment can be recovered', { label: found });
   return { at: found.at, lastRow: Number(LABEL.exec(found.text)?.[1]) };
 }
-
-const FATAL = ['failed', 'compensating'];
-/** Waits for one of the states of a failover, a test or a mount; gives up when it is being taken back. */
-async function reach(path: string, state: string, limitMs: number): Promise<Failover> {
-  let seen = '';
-  return until(`${path} to be ${state}`, limitMs, async () => {
-    const one = await api.call<Failover>(path);
-    const now = one.steps.find((s) => s.state === 'running' || s.state === 'compensating');
-    const told = `${one.state.name} ${now?.name ?? ''} ${now?.detail ?? ''}`;
-    if (told !== seen) console.error(`# ${new Date().toISOString()} ${path}: ${told}`);
-    seen = told;
-    if (one.state.name === state) return one;
-    if (FATAL.includes(one.state.name)) throw new GiveUp(JSON.stringify([one.state, one.steps]));
-    return undefined;
-  });
-}
-
-/** What a failover took, step by step. */
-const took = ({ steps }: Failover) =>
-  steps
-    .map(({ name, startedAt, endedAt }) =>
-      startedAt && endedAt
-        ? `${name} ${((Date.parse(endedAt) - Date.parse(startedAt)) / 1000).toFixed(0)} s`
-        : name,
-    )
-    .join(', ');
 
 /** Watches the job until it is told to stop: a test, or a look into a point, must not be felt by replication. */
 function watch(): () => Promise<{ modes: string[]; states: string[]; maxLagMs: number }> {
@@ -182,32 +148,13 @@ function momentNow(): Moment {
   throw new Error('the writer has told of no two rows');
 }
 
-async function addSource(): Promise<Source> {
-  const known = await api.call<Source[]>('/api/sources');
-  if (known[0]) return known[0];
-  const { address, username, password } = described.source;
-  const target = { address, port: 22, username, password };
-  const preflight = (body: object) =>
-    api.call<PreflightReport>('/api/sources/preflight', { body, timeoutMs: 5 * MINUTE });
-  const acceptHostKey = (await preflight(target)).hostKeyFingerprint ?? undefined;
-  const body = { ...target, acceptHostKey };
-  const report = await preflight(body);
-  if (!report.ok) throw new GiveUp(JSON.stringify(report.checks));
-  return api.call<Source>('/api/sources', { body, timeoutMs: 5 * MINUTE });
-}
-
 step('the source is protected: both disks, while PostgreSQL is written', async (t) => {
   described = await lab.up(25 * MINUTE);
   api = new ApplianceClient(described.url);
   await api.trustOnFirstUse();
   await api.login('admin', PASSWORD).catch(() => api.login('admin', described.password, PASSWORD));
-  const { sourceId } = await addSource();
-  source = await until('the source to be online with its inventory', 15 * MINUTE, async () => {
-    const one = await api.source(sourceId);
-    if (one.state.name === 'install-failed' || one.state.name === 'refused')
-      throw new GiveUp(JSON.stringify(one.state.error));
-    return one.state.name === 'online' && one.inventory ? one : undefined;
-  });
+  const { sourceId } = await addSource(api, described.source);
+  source = await onlineSource(api, sourceId);
   const services = source.inventory?.services?.map(({ unit }) => unit) ?? [];
   for (const unit of UNITS) t.ok(services.includes(unit), `${unit} is offered to be stopped`);
   job = source.jobId
@@ -228,7 +175,7 @@ step('the source is protected: both disks, while PostgreSQL is written', async (
         },
         timeoutMs: 2 * MINUTE,
       });
-  job = await protectedJob(30 * MINUTE);
+  job = await protectedJob(api, job.jobId, 30 * MINUTE);
   t.equal(job.disks.length, 2);
   t.ok(
     job.disks.every((disk) => disk.attached),
@@ -326,7 +273,7 @@ step('the appliance VM loses its power under load: replication goes on', async (
       api.login('admin', PASSWORD).then(() => true),
     );
     await durable(durableSeq + 20, 10 * MINUTE);
-    job = await protectedJob(20 * MINUTE);
+    job = await protectedJob(api, job.jobId, 20 * MINUTE);
     const lastSeq = job.figures.durableSeq;
     await durable(lastSeq + 20);
   } finally {
@@ -403,7 +350,7 @@ step('a test failover to a chosen second, judged inside the guest', async (t) =>
   const wire = await until('the test VM to be there', 15 * MINUTE, () =>
     lab.virsh('-q', 'domiflist', `${REPLICA}-test`),
   );
-  const test = await reach(`/api/failovers/${began.failoverId}`, 'undone', 40 * MINUTE);
+  const test = await reach(api, `/api/failovers/${began.failoverId}`, 'undone', 40 * MINUTE);
   await untouched(t, stop);
   t.comment(took(test));
   t.match(wire, /\snetwork\s+isolated\s/, 'it was on the isolated network');
@@ -453,7 +400,7 @@ step('files out of the point that was taken at rest', async (t) => {
     timeoutMs: 2 * MINUTE,
   });
   const path = `/api/mounts/${began.failoverId}`;
-  const open = await reach(path, 'completed', 15 * MINUTE);
+  const open = await reach(api, path, 'completed', 15 * MINUTE);
   t.comment(took(open));
   const volumeAt = (mountPoint: string) => {
     const found = open.mount?.volumes.find((volume) => volume.mountPoint === mountPoint);
@@ -479,7 +426,7 @@ step('files out of the point that was taken at rest', async (t) => {
   const [expected] = (await onSource('sha256sum /usr/bin/bash')).split(' ');
   t.equal(sha256(binary.body), expected, 'a program comes byte for byte');
   await api.call(`${path}/end`, { method: 'POST' });
-  const closed = await reach(path, 'undone', 10 * MINUTE);
+  const closed = await reach(api, path, 'undone', 10 * MINUTE);
   await untouched(t, stop);
   t.same(await vms(), before.vms, 'no VM is left');
   t.same(await attached(), before.attached, 'nor a disk at the appliance');
@@ -495,7 +442,7 @@ step('a whole disk of the point over NBD, by a tool that is not ours', async (t)
     timeoutMs: 2 * MINUTE,
   });
   const path = `/api/mounts/${began.failoverId}`;
-  const open = await reach(path, 'completed', 15 * MINUTE);
+  const open = await reach(api, path, 'completed', 15 * MINUTE);
   t.comment(took(open));
   const exports = open.mount?.exports ?? [];
   t.same(exports.map(({ disk }) => disk).sort(), ['vda', 'vdb']);
@@ -529,7 +476,7 @@ step('a whole disk of the point over NBD, by a tool that is not ours', async (t)
     );
   }
   await api.call(`${path}/end`, { method: 'POST' });
-  const closed = await reach(path, 'undone', 10 * MINUTE);
+  const closed = await reach(api, path, 'undone', 10 * MINUTE);
   t.same(await attached(), before.attached, 'no disk is left at the appliance');
   const left = (await volumes()).filter((name) => name.includes(layerOf(closed)));
   t.same(left, [], 'nor an image');
@@ -541,7 +488,7 @@ step('a planned failover stops the services, and no row is lost', async (t) => {
     body: { kind: 'planned', confirm: REPLICA, stopUnits: UNITS },
     timeoutMs: 2 * MINUTE,
   });
-  const planned = await reach(`/api/failovers/${began.failoverId}`, 'completed', 40 * MINUTE);
+  const planned = await reach(api, `/api/failovers/${began.failoverId}`, 'completed', 40 * MINUTE);
   t.comment(took(planned));
   const said = (name: string) => planned.steps.find((s) => s.name === name)?.detail ?? '';
   t.equal(said('stop-services'), UNITS.join(', '), 'systemd has stopped both');
@@ -585,7 +532,7 @@ step('undone: the source goes on, and is replicated again', async (t) => {
   const open = all.find(({ kind, state }) => kind === 'planned' && state.name === 'completed');
   if (!open) throw new Error('there is no planned failover to undo');
   await api.call(`/api/failovers/${open.failoverId}/undo`, { body: { confirm: REPLICA } });
-  const planned = await reach(`/api/failovers/${open.failoverId}`, 'undone', 20 * MINUTE);
+  const planned = await reach(api, `/api/failovers/${open.failoverId}`, 'undone', 20 * MINUTE);
   t.notOk((await vms()).includes(REPLICA), 'the replica VM is gone');
   const left = (await volumes()).filter((name) => name.includes(layerOf(planned)));
   t.same(left, [], 'and its images');
@@ -594,7 +541,7 @@ step('undone: the source goes on, and is replicated again', async (t) => {
     const { state } = await api.source(source.sourceId);
     return state.name === 'online' ? true : undefined;
   });
-  job = await protectedJob(30 * MINUTE);
+  job = await protectedJob(api, job.jobId, 30 * MINUTE);
   t.match(
     job.disks.map(({ mirror }) => mirror?.kind),
     ['difference', 'difference'],

@@ -119,7 +119,7 @@ t.test('files of a moment, through the API', async (t) => {
   await until('protected', isProtected, PATIENT_MS);
   await until('a checkpoint', async () => (await checkpoints()).length > 0, PATIENT_MS);
   await web1.kernel.write(1, 0, Buffer.alloc(4096, 'm'));
-  // The writes' frames and the moment are of one clock here; frames are closed 20 ms after their first write.
+  // The writes' frames and the moment are of one clock here; a frame is closed within 50 ms.
   await delay(300);
   const at = new Date().toISOString();
   await delay(300);

@@ -2,7 +2,7 @@
 import { execFile, execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { promisify } from 'node:util';
 import {
   type Capture,
@@ -16,6 +16,8 @@ import { random } from '../random.ts';
 export { random };
 
 export const MIB = 1024 * 1024;
+/** Of a loop device, unless somebody has set another one. */
+const MAX_REQUEST_KIB = 1280;
 
 export function run(command: string, ...args: string[]): string {
   return execFileSync(command, args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] });
@@ -105,7 +107,15 @@ export class CaptureLab {
   }
 
   /** A loop device over a file of random bytes (or of a hole), and a copy of the file: the replica's start. */
-  disk(sizeMiB: number, { random = true, dir = this.dir, losetup = [] as string[] } = {}) {
+  disk(
+    sizeMiB: number,
+    {
+      random = true,
+      dir = this.dir,
+      losetup = [] as string[],
+      maxRequestKiB = MAX_REQUEST_KIB,
+    } = {},
+  ) {
     const file = join(dir, `disk-${this.#undo.length}.img`);
     const replica = join(this.dir, `replica-${this.#undo.length}.img`);
     fs.writeFileSync(file, '');
@@ -113,7 +123,14 @@ export class CaptureLab {
     if (random) run('dd', 'if=/dev/urandom', `of=${file}`, 'bs=1M', 'count=4', 'conv=notrunc');
     run('cp', '--sparse=always', file, replica);
     const dev = run('losetup', '-f', '--show', ...losetup, file).trim();
-    this.later(() => run('losetup', '-d', dev));
+    // A loop device keeps the limit that its last user has set.
+    const limit = (kib: number) =>
+      fs.writeFileSync(`/sys/block/${basename(dev)}/queue/max_sectors_kb`, String(kib));
+    this.later(() => {
+      limit(MAX_REQUEST_KIB);
+      run('losetup', '-d', dev);
+    });
+    limit(maxRequestKiB);
     return { dev, file, replica, sizeBytes: sizeMiB * MIB };
   }
 

@@ -79,6 +79,90 @@ t.test(
   },
 );
 
+// Seen red without the cut: a batch has what came within 40 ms.
+t.test('no batch goes over the end of a second of the wall clock', { skip }, async (t) => {
+  const lab = new CaptureLab(t);
+  const disk = lab.disk(16);
+  const capture = lab.capture();
+  await capture.start([{ index: 0, devicePath: disk.dev, sizeBytes: disk.sizeBytes }], {
+    ringBytes: RING,
+    pinDir: lab.pinDir,
+  });
+  const replay = new Replayer([disk.replica]);
+  /** When their writes were issued. */
+  const batches: bigint[][] = [];
+  replay.onBatch = ({ records }) => {
+    batches.push(records.filter(({ kind }) => kind === 'write').map((record) => record.bootNs));
+  };
+  const done = replay.follow(capture);
+  const { bootNs, wallNs } = await capture.status();
+  const second = (at: bigint) => (at + wallNs - bootNs) / 1_000_000_000n;
+  // A second's end that had writes within a few milliseconds on either side, several times.
+  const endMs = Date.now() + 4_000;
+  while (Date.now() < endMs) await directWrite(disk.dev, 0, 64 * 1024, 4096);
+  await replay.caughtUp(capture);
+  let gathered = 0;
+  for (const writes of batches) {
+    if (writes.length > 1) gathered++;
+    // The clocks are told apart to less than a millisecond.
+    const clear = writes.filter((at) => {
+      const rest = (at + wallNs - bootNs) % 1_000_000_000n;
+      return rest > 1_000_000n && rest < 999_000_000n;
+    });
+    t.ok(new Set(clear.map(second)).size <= 1);
+  }
+  t.ok(gathered > 20, `${gathered} batches of several writes`);
+  await capture.stop({ unpin: true });
+  await done;
+  t.equal(replay.error, undefined);
+  replay.close();
+});
+
+// Seen red without folding (every write comes), when a part of a block counts as all of it, and when the first write of a
+// block is kept instead of the last (the disk differs).
+t.test(
+  'of blocks that are written again within a batch the last write comes',
+  { skip },
+  async (t) => {
+    const lab = new CaptureLab(t);
+    const disks = [lab.disk(16), lab.disk(16)];
+    const capture = lab.capture();
+    await capture.start(
+      disks.map(({ dev, sizeBytes }, index) => ({ index, devicePath: dev, sizeBytes })),
+      { ringBytes: RING, pinDir: lab.pinDir },
+    );
+    const replay = new Replayer(disks.map(({ replica }) => replica));
+    const done = replay.follow(capture);
+    // A log's end: pages that grow and are written again; next to it, writes of a sector and of large pieces.
+    for (const [index, { dev }] of disks.entries()) {
+      const fd = fs.openSync(dev, fs.constants.O_RDWR | fs.constants.O_DSYNC);
+      for (let n = 0; n < 1000; n++) {
+        const page = Buffer.alloc(4096 * (1 + (n % 3)), (n % 251) + index + 1);
+        fs.writeSync(fd, page, 0, page.length, 8192 * ((n / 50) | 0));
+        // The last sector of a page alone: the rest of it is the write's before.
+        if (n % 7 === 0) await directWrite(dev, 8192 * ((n / 50) | 0) + 3584, 512, 512);
+        if (n % 50 === 0) {
+          fs.writeSync(fd, Buffer.alloc(MIB / 4, n % 250), 0, MIB / 4, MIB + 4096 * (n % 40));
+        }
+      }
+      fs.closeSync(fd);
+    }
+    await capture.barrier();
+    await replay.caughtUp(capture);
+    const { writes } = await capture.status();
+    t.ok(writes > 2000, `${writes} writes`);
+    t.ok(replay.writes < writes / 2, `${replay.writes} of them came`);
+    t.ok(replay.batches.every((batch) => batch.order === 'held'));
+    for (const [i, d] of disks.entries()) {
+      t.equal(firstDifference(d.dev, d.replica), undefined, `disk ${i} is identical`);
+    }
+    await capture.stop({ unpin: true });
+    await done;
+    t.equal(replay.error, undefined);
+    replay.close();
+  },
+);
+
 t.test('kill -9 of the helper with unread records loses nothing', { skip }, async (t) => {
   const lab = new CaptureLab(t);
   const disk = lab.disk(64);
@@ -230,6 +314,38 @@ for (const build of ['bitmap', 'bytemap'] as const) {
       await capture.stop({ unpin: true });
       await done;
       replay.close();
+    },
+  );
+}
+
+// Seen red with fewer steps (a discard of 4 GiB marked the whole disk), and with a byte map that was marked one block at
+// a time (one of 1 GiB did).
+for (const build of ['bitmap', 'bytemap'] as const) {
+  t.test(
+    `the largest discards mark what they touch in tracking (${build})`,
+    { skip },
+    async (t) => {
+      if (build === 'bytemap') process.env.UNDERSTUDY_CAPTURE_BYTE_MAP = '1';
+      t.teardown(() => delete process.env.UNDERSTUDY_CAPTURE_BYTE_MAP);
+      const lab = new CaptureLab(t);
+      const disk = lab.disk(10 * 1024, { random: false });
+      const capture = lab.capture();
+      await capture.start([{ index: 0, devicePath: disk.dev, sizeBytes: disk.sizeBytes }], {
+        ringBytes: MIB,
+        pinDir: lab.pinDir,
+      });
+      await capture.goTracking();
+      // Zeroing is marked by the same steps; a tmpfs would need the room for it.
+      for (const [offset, length] of [
+        [64 * 1024 * 5, 4096 * MIB - 64 * 1024],
+        [MIB, 8192 * MIB],
+      ] as const) {
+        run('blkdiscard', '-o', String(offset), '-l', String(length), disk.dev);
+        const taken = await capture.takeDirty(0);
+        t.same(taken, [{ offsetBytes: offset, lengthBytes: length }], `${length} bytes`);
+        await capture.clearDirty(0, taken);
+      }
+      await capture.stop({ unpin: true });
     },
   );
 }

@@ -58,6 +58,10 @@ async function protect(name: string): Promise<{ source: TestSource; jobId: strin
 
 t.test('two sources and their group', async (t) => {
   lab.outside.clockPollMs = 100;
+  lab.outside.testPollMs = 100;
+  let night = false;
+  const tomorrowAt3 = Math.ceil(Date.now() / 86_400_000) * 86_400_000 + 3.2 * 3_600_000;
+  lab.outside.now = () => (night ? tomorrowAt3 : Date.now());
   await lab.start();
   const db = await protect('db');
   const app = await protect('app');
@@ -252,6 +256,38 @@ t.test('two sources and their group', async (t) => {
       await allProtected();
     },
   );
+
+  // Seen red without the groups among those that are looked at: no VM was ever defined.
+  await t.test('a test on schedule, with its report', async (t) => {
+    const daily = { ...request, testEvery: 'daily' };
+    t.match(await lab.call<Group>('PATCH', `/api/groups/${groupId}`, daily), {
+      testEvery: 'daily',
+    });
+    // The night comes; nobody asks for anything meanwhile.
+    lab.host.calls.length = 0;
+    night = true;
+    await until('the test', () => lab.host.calls.includes('defineVm'), LIMIT_MS);
+    night = false;
+    const runs = await lab.call<GroupRunView[]>('GET', '/api/group-runs');
+    const [ours, ...more] = runs.filter(({ test }) => test?.trigger === 'schedule');
+    t.same(more, [], 'once');
+    const { test, members } = await toEnd(ours!.runId, 'undone');
+    t.match(test, { verdict: { passed: true } });
+    for (const { failoverId } of members) {
+      const failover = await lab.call<Failover>('GET', `/api/failovers/${failoverId}`);
+      t.match(failover, { kind: 'test', test: { trigger: 'schedule', verdict: { passed: true } } });
+    }
+    const { body, headers } = await lab.inject('GET', `/api/group-runs/${ours!.runId}/report`);
+    t.match(headers, { 'content-security-policy': /default-src 'none'/ });
+    t.match(body, /Test failover of the group shop/);
+    t.match(body, /class="verdict passed">Passed/);
+    t.match(body, /Started by<\/th><td>the schedule/);
+    t.match(body, /<h2>db<\/h2>[\s\S]*<h2>app<\/h2>/, 'by priority');
+    t.same([...lab.host.vms.keys()], []);
+    await lab.call('PATCH', `/api/groups/${groupId}`, request);
+    t.match(await lab.call('GET', '/api/groups'), [{ testEvery: 'off' }]);
+    await allProtected();
+  });
 
   await t.test('what keeps one member from it keeps all from it', async (t) => {
     const typo = await fail({ kind: 'unplanned', confirm: 'shops' });

@@ -2,13 +2,15 @@
  * An agent's hooks in a process of its own, so that it can be killed: FOLDER ROOT [DISK...] takes a point without a
  * capture, and holds between `pre` and `post` from when FOLDER/held is there until FOLDER/go is. What the hooks said is
  * in FOLDER/report.json then, beside what this process may not do itself. FOLDER ROOT limit HOOK: that hook with a short
- * limit.
+ * limit. FOLDER ROOT settle: what another one owes.
  */
 import { spawnSync } from 'node:child_process';
 import { chownSync, existsSync, mkdirSync, renameSync, writeFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { agentPaths } from '../../agent/config.ts';
 import { runHook, systemdRuns } from '../../agent/quiesce/hooks.ts';
+import { OwedPosts } from '../../agent/quiesce/owed.ts';
+import { log } from '../../agent/service/log.ts';
 import { createQuiesce } from '../../agent/service/quiesce.ts';
 import type { HookReport } from '../../protocol/marks.ts';
 import { until } from './stream.lab.ts';
@@ -20,6 +22,7 @@ const tell = (name: string, value: unknown) => {
 };
 const paths = agentPaths(root);
 mkdirSync(paths.runDir, { recursive: true });
+const owed = new OwedPosts({ ...paths, log });
 const point = { pointId: 'point', name: 'two\nlines, 100 % of "$HOME"' };
 
 /** What only somebody with all rights can do. */
@@ -46,11 +49,15 @@ if (rest[0] === 'limit') {
     asUnit: await systemdRuns(),
   };
   tell('report.json', { hooks: [await runHook(hook, 'pre', options)] });
+} else if (rest[0] === 'settle') {
+  tell('settling', true);
+  tell('settled.json', await owed.settle());
 } else {
   let hooks: HookReport[] = [];
   const postHooks = await createQuiesce(
     paths,
     {},
+    owed,
   )({
     point,
     devicePaths: rest,

@@ -4,9 +4,9 @@
  * the lab answers at the page's address; image-deploy.long.ts does it with the real image. Needs root.
  */
 import { spawn } from 'node:child_process';
-import { mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { execa } from 'execa';
 import t, { type Test } from 'tap';
 import { bootSectorImage } from './boot-sector.ts';
@@ -278,6 +278,30 @@ t.test('deploys over SSH, with DHCP: the appliance gets a key that opens one thi
   );
 });
 
+const wrapper = join(lab.dir, 'host/lib/understudy-host-shell');
+const wrapperFiles = async () =>
+  (await readdir(dirname(wrapper))).filter((name) => name.startsWith('understudy-host-shell'));
+const theirs = () => readFile(wrapper, 'utf8');
+const ofThisVersion = await readFile(join(ROOT, 'image/host/understudy-host-shell'), 'utf8');
+/** As an earlier version left it. */
+const older = `${ofThisVersion}# older\n`;
+
+// Red without the try: the appliance was shut down for it, and its new system could do nothing on the host.
+t.test('a wrapper that does not work on this host is not put there', async (t) => {
+  const config = join(lab.dir, 'host/etc', `${VM}.json`);
+  const before = await readFile(config, 'utf8');
+  await writeFile(wrapper, older);
+  await writeFile(config, '{}');
+  const next = await bootSectorImage(work, '0.0.5', banner);
+  const { code, said } = await deploy('--upgrade', '--image', next);
+  await writeFile(config, before);
+  t.not(code, 0);
+  t.match(said, /the wrapper of this version does not work on host: .*; nothing was changed/);
+  t.equal((await virsh('domstate', VM)).trim(), 'running');
+  t.equal(await theirs(), older);
+  t.same(await wrapperFiles(), ['understudy-host-shell']);
+});
+
 for (const [version, what, says, dies, why] of [
   [
     '0.0.2',
@@ -301,10 +325,14 @@ for (const [version, what, says, dies, why] of [
     t.equal((await disksOf('--inactive'))['understudy-system'], system('0.0.1'));
     t.same(await volumes(), before.volumes, 'the new disk is gone');
     t.equal(await readFile(keys, 'utf8'), before.keys);
+    // Otherwise the old system would be with a wrapper that it was never tried with.
+    t.match(said, /bringing the wrapper on the host up to date/);
+    t.equal(await theirs(), older, 'and so is the new wrapper');
+    t.same(await wrapperFiles(), ['understudy-host-shell']);
   });
 }
 
-t.test('an upgrade swaps the system disk and nothing else', async (t) => {
+t.test('an upgrade swaps the system disk and the wrapper, and nothing else', async (t) => {
   const before = { keys: await readFile(keys, 'utf8'), data: (await stat(DATA)).ino };
   const next = await bootSectorImage(work, '0.0.4', banner);
   const { code, said } = await deploy('--upgrade', '--image', next);
@@ -318,6 +346,9 @@ t.test('an upgrade swaps the system disk and nothing else', async (t) => {
   t.equal((await disksOf())['understudy-data'], DATA);
   t.equal((await stat(DATA)).ino, before.data);
   t.equal(await readFile(keys, 'utf8'), before.keys);
+  t.equal(await theirs(), ofThisVersion);
+  t.equal((await stat(wrapper)).mode & 0o777, 0o755);
+  t.same(await wrapperFiles(), ['understudy-host-shell']);
   t.match(await virsh('dominfo', VM), /Autostart: +enable/);
 });
 

@@ -2,6 +2,7 @@
 import fs from 'node:fs';
 import { join } from 'node:path';
 import { createCapture, openBlockReader } from '../../agent/capture/capture.ts';
+import { OwedPosts } from '../../agent/quiesce/owed.ts';
 import { createQuiesce } from '../../agent/service/quiesce.ts';
 import type { CaptureLab } from './capture.lab.ts';
 import { FrameKeeper, type KeptDisk } from './quiesce.lab.ts';
@@ -27,7 +28,7 @@ export async function keeper(
     openReader: (path) => openBlockReader(path),
     pinDir: lab.pinDir,
     runDir: paths.runDir,
-    quiesce: createQuiesce(paths, {}),
+    quiesce: createQuiesce(paths, {}, new OwedPosts({ ...paths, log: () => {} })),
   });
   t.teardown(() => kept.stream.stop({ unpin: true }));
   await kept.start();

@@ -173,8 +173,10 @@ t.test(
     const { hooksDir, runDir } = agentPaths(at('agent'));
     const agent = (...args: string[]) => {
       const command = [process.execPath, HOOK_AGENT, lab.dir, at('agent'), ...args].join(' ');
-      return `[Service]\nExecStart=\nExecStart=${command}\nRestart=no\nWorkingDirectory=${repo}\n`;
+      return `[Service]\nExecStart=\nExecStart=${command}\nRestart=no\nWorkingDirectory=${repo}\nExecStopPost=\n`;
     };
+    const settle = unitText().match(/^ExecStopPost=.* settle$/m);
+    t.ok(settle, 'the unit settles at its end');
     const systemd = await RealSystemd.boot(lab, lab.dir, [repo], {
       // Its socket lies where nobody else sees it.
       'mariadb.service': `[Service]
@@ -185,6 +187,8 @@ BindPaths=${at('my')}:/var/lib/mysql
 `,
       [UNIT_NAME]: unitText(),
       [`${UNIT_NAME}.d/agent.conf`]: agent(),
+      'owing.service': unitText(),
+      'owing.service.d/agent.conf': `${agent()}ExecStopPost=${process.execPath} ${HOOK_AGENT} ${lab.dir} ${at('agent')} settle\n`,
       'limit.service': unitText(),
       'limit.service.d/agent.conf': agent('limit', at('hangs')),
     });
@@ -278,5 +282,27 @@ BindPaths=${at('my')}:/var/lib/mysql
     await until('the lock of a killed agent to end', () => insert() === '', 10_000);
     await until('its session, too', () => !/hook-mysql/.test(running()), 10_000);
     t.pass('nobody is left behind');
+
+    // By the unit's own end, without another start of the agent. Red without ExecStopPost.
+    for (const name of ['held', 'go']) fs.rmSync(at(name), { force: true });
+    fs.rmSync(join(hooksDir, '60-mysql'));
+    fs.rmSync(join(runDir, 'owed-posts.json'));
+    hook(
+      join(hooksDir, '40-leaves'),
+      'if [ "$1" = pre ]; then sleep 4713 & echo $! >"$UNDERSTUDY_RUN_DIR/left"; else kill "$(cat "$UNDERSTUDY_RUN_DIR/left")"; fi',
+    );
+    for (const signal of ['KILL', 'TERM']) {
+      systemd.run('systemctl', 'start', 'owing');
+      await until('the hooks to hold', () => fs.existsSync(at('held')), 60_000);
+      t.match(running(), /^sleep 4713$/m);
+      systemd.run('systemctl', 'kill', `--signal=${signal}`, 'owing');
+      await until('the post that is owed', () => fs.existsSync(at('settled.json')), 60_000);
+      t.match(JSON.parse(fs.readFileSync(at('settled.json'), 'utf8')), [
+        { name: '40-leaves', phase: 'post', outcome: 'done' },
+      ]);
+      t.notMatch(running(), /sleep 4713/);
+      await until('its end', () => systemd.try('systemctl', 'is-active', 'owing').status !== 0);
+      for (const name of ['held', 'settled.json']) fs.rmSync(at(name));
+    }
   },
 );

@@ -97,7 +97,8 @@ export class FrameKeeper implements StreamLink {
     const extents =
       header.kind === 'mark'
         ? []
-        : await unpackFrame(header, frame.subarray(FRAME_HEADER_BYTES), sizes);
+        : // A copy, as a socket makes one: what is acknowledged is the sender's memory again.
+          await unpackFrame(header, Buffer.from(frame.subarray(FRAME_HEADER_BYTES)), sizes);
     this.frames.push({ header, mark, extents });
     const { seq, capturePos } = header;
     await this.stream.control({ type: 'ack', jobId: 'kept', seq, capturePos });

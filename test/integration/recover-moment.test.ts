@@ -51,7 +51,7 @@ t.test('the replica is the source as it was at the moment', async (t) => {
   };
 
   await scatter(1);
-  // The writes' frames and the moment are of one clock here; frames are closed 20 ms after their first write.
+  // The writes' frames and the moment are of one clock here; a frame is closed within 50 ms.
   await delay(300);
   const then = await source();
   const at = new Date().toISOString();

@@ -162,6 +162,7 @@ const job: JobHandle = {
     throw new Error('no test is played here');
   },
   releasePoint: async () => {},
+  earliestHere: (sourceTime) => sourceTime,
   choosePoint: async () => {
     throw new Error('the newest point is what is recovered here');
   },

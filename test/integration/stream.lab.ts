@@ -39,6 +39,8 @@ export async function until(what: string, condition: () => unknown, limitMs = 12
 }
 
 const bootNs = () => process.hrtime.bigint();
+const wallSecond = (at: bigint) =>
+  (at + BigInt(Date.now()) * 1_000_000n - bootNs()) / 1_000_000_000n;
 
 /**
  * What the kernel side of a capture does, on files: records are put into the ring at issue, data reaches the file some
@@ -248,9 +250,10 @@ class ScriptedCapture implements Capture {
       for (let at = from; at < kernel.ring.length && bytes < 256 * 1024; at++) {
         const entry = kernel.ring[at]!;
         if (entries.length > 0 && entry.lost !== entries[0]!.lost) break;
-        // As the helper: no batch spans more than half a second, and a mark ends its batch.
-        const spanNs = entry.record.bootNs - (entries[0] ?? entry).record.bootNs;
-        if (spanNs > 500_000_000n) break;
+        // As the helper: no batch spans more than half a second or the end of one, and a mark ends its batch.
+        const first = (entries[0] ?? entry).record.bootNs;
+        if (entry.record.bootNs - first > 500_000_000n) break;
+        if (wallSecond(entry.record.bootNs) > wallSecond(first)) break;
         entries.push(entry);
         if (entry.record.kind === 'mark') break;
         bytes += entry.endPos - entry.startPos;

@@ -110,7 +110,7 @@ t.test(
     };
 
     await scatter(1);
-    // The writes' frames and the moment are of one clock here; frames are closed 20 ms after their first write.
+    // The writes' frames and the moment are of one clock here; a frame is closed within 50 ms.
     await delay(300);
     const then = await source();
     const at = new Date().toISOString();

@@ -499,6 +499,7 @@ t.test(
     await page.locator('#group-member-shop-replica').check();
     await page.locator('#group-priority-shop-replica').selectOption('2');
     await page.locator('#group-schedule').selectOption('60');
+    await page.locator('#group-test-schedule').selectOption('weekly');
     await press(page, '#group-save');
     await see(page, '[data-testid=group-member]');
     t.match(
@@ -508,6 +509,7 @@ t.test(
           name: 'orders and shop',
           wait: { for: 'proof' },
           schedule: { everyMinutes: 60, quiesce: true, checkpoint: false },
+          testEvery: 'weekly',
           members: [
             { jobId, priority: 1 },
             { jobId: 'job-of-shop', priority: 2 },
@@ -516,6 +518,10 @@ t.test(
       ],
     );
     await see(page, '#group-newest');
+    t.match(
+      await page.locator('#group-tests-schedule').textContent(),
+      /Every Sunday, at 03:00 UTC/,
+    );
     t.match(await page.locator('#group-apart').textContent(), /at most 26 ms/);
     t.match(await page.locator('#group-member-table').textContent(), /\+1788 ms ± 3 ms/);
     t.equal(await page.locator('[data-testid=timeline-stretch]').count(), 2);

@@ -6,7 +6,7 @@ import { spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { once } from 'node:events';
 import { existsSync } from 'node:fs';
-import { mkdir, readFile, realpath, symlink, writeFile } from 'node:fs/promises';
+import { copyFile, mkdir, readFile, realpath, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { execa } from 'execa';
@@ -509,6 +509,109 @@ t.test('a merge is cancelled: nothing is lost, and it can be done later', async 
   await exec(['qemu-io', '-U', '-r', '-f', 'qcow2', '-c', 'read -P 0xab 0 8M', disk.path]);
   t.match(await ask({ verb: 'vm-destroy', vm: 'slow' }), { ok: true });
   t.match(await ask({ verb: 'vm-undefine', vm: 'slow' }), { ok: true });
+});
+
+// Red with a reader that takes QEMU's lock to ask for it, as `qemu-img info` does.
+t.test('who asks whether a disk is written keeps no one from writing it', async (t) => {
+  const disk = { pool: POOL, name: 'understudy-asked.qcow2' };
+  await qcow2(image(disk.name));
+  const writing = spawn('qemu-io', ['-f', 'qcow2', image(disk.name)], { stdio: 'pipe' });
+  await waitFor('its lock', async () => {
+    const { result } = await ask({ verb: 'disk-info', ...disk });
+    return (result as { locked: boolean }).locked;
+  });
+  writing.stdin.end('quit\n');
+  await once(writing, 'exit');
+  t.match(await ask({ verb: 'disk-info', ...disk }), { result: { locked: false } });
+
+  let asking = true;
+  const asked = (async () => {
+    while (asking) await ask({ verb: 'disk-info', ...disk });
+  })();
+  for (let n = 0; n < 200; n++) {
+    await execa('qemu-io', ['-f', 'qcow2', '-c', 'write -q 0 64k', image(disk.name)]);
+  }
+  asking = false;
+  await asked;
+});
+
+// Red with the wrapper's lock held to the end of the merge (nobody else gets in), and without the look for a merge that is
+// under way (the second one is refused).
+t.test('a merge that no VM has: others get in, it can be ended early and done again', async (t) => {
+  const name = (layer: string) => `understudy-off-${layer}.qcow2`;
+  const of = (layer: string) => ({ pool: POOL, name: name(layer) });
+  const create = (layer: string, ...more: string[]) =>
+    execa('qemu-img', ['create', '-q', '-f', 'qcow2', ...more, image(name(layer)), '2G']);
+  await create('base');
+  await create('top', '-F', 'qcow2', '-b', image(name('base')));
+  const written = ['write -P 0xab 0 8M', 'write -P 0xcd 1G 8M'];
+  const io = (...commands: string[]) => commands.flatMap((command) => ['-c', command]);
+  await execa('qemu-io', ['-f', 'qcow2', ...io(...written), image(name('top'))]);
+  const merge = () => ask({ verb: 'disk-commit', ...of('top') });
+  // A merge of this host takes as long as the test wants.
+  const rate = join(dir, 'merge-rate');
+  const slow = join(dir, 'slow-qemu-img');
+  await copyFile('/usr/bin/qemu-img', join(dir, 'qemu-img'));
+  await writeFile(
+    slow,
+    `#!/bin/bash
+[ "$1" != commit ] || { shift; set -- commit -r "$(cat ${rate})" "$@"; }
+exec -a qemu-img ${join(dir, 'qemu-img')} "$@"
+`,
+    { mode: 0o755 },
+  );
+  await exec(['mount', '--bind', slow, '/usr/bin/qemu-img']);
+  t.teardown(() => exec(['umount', '/usr/bin/qemu-img']));
+  /** Once the merge runs; one that ends before says why. */
+  const underWay = (merging: Promise<Answer>) =>
+    Promise.race([
+      merging.then((answer) => {
+        throw new Error(`the merge did not last: ${JSON.stringify(answer)}`);
+      }),
+      waitFor('the merge', async () => {
+        const { exitCode } = await execa('pgrep', ['-f', `^qemu-img commit .*${name('top')}$`], {
+          reject: false,
+        });
+        return exitCode === 0;
+      }),
+    ]);
+  await writeFile(rate, '128k');
+  const first = merge();
+  await underWay(first);
+  t.match(await ask({ verb: 'disk-create', ...of('other'), sizeBytes: MiB }), { ok: true });
+  t.match(await ask({ verb: 'disk-delete', ...of('top') }), { code: 'UND_HV_DISK_LOCKED' });
+  t.match(await ask({ verb: 'disk-delete', ...of('base') }), { code: 'UND_HV_DISK_IN_USE' });
+  const above = { basePool: POOL, baseName: name('top'), ...of('above') };
+  t.match(await ask({ verb: 'disk-overlay', ...above }), { code: 'UND_HV_DISK_LOCKED' });
+  t.match(await ask({ verb: 'disk-commit-cancel', ...of('other') }), { ok: true });
+  t.match(await ask({ verb: 'disk-commit-cancel', ...of('top') }), { ok: true });
+  t.match(await first, {
+    ok: false,
+    code: 'UND_HV_FAILED',
+    params: { reason: /ended early/ },
+  });
+  for (const layer of ['base', 'top']) {
+    t.match(await execa('qemu-img', ['check', image(name(layer))]), { stdout: /^No errors/ });
+  }
+
+  // Once more, and asked a second time meanwhile, as after a restart of the appliance.
+  await writeFile(rate, '4M');
+  const second = merge();
+  await underWay(second);
+  const waiting = merge();
+  t.match(await ask({ verb: 'disk-delete', ...of('other') }), { ok: true });
+  t.match(await second, { ok: true, result: { name: name('base') } });
+  t.match(await waiting, { ok: false, code: 'UND_HV_DISK_NOT_FOUND' }, 'it is done');
+  t.notOk(existsSync(image(name('top'))));
+  const reads = written.map((command) => command.replace('write', 'read'));
+  const { stdout } = await execa('qemu-io', [
+    '-r',
+    '-f',
+    'qcow2',
+    ...io(...reads),
+    image(name('base')),
+  ]);
+  t.notMatch(stdout, /failed/i);
 });
 
 t.test('files of somebody else: names, paths, links, chains', { timeout: 600_000 }, async (t) => {

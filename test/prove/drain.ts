@@ -30,10 +30,11 @@ class Load {
   readonly #running: ChildProcess[] = [];
 
   start(dev: string, sizeBytes: number, seed: number, rate: string): void {
+    const block = run('blockdev', '--getss', dev).trim();
     const common = [
       `--filename=${dev}`,
       `--size=${sizeBytes}`,
-      '--bsrange=512-256k',
+      `--bsrange=${block}-256k`,
       '--bs_unaligned=0',
       '--norandommap',
       '--refill_buffers',

@@ -1,16 +1,20 @@
-import { mkdtemp, open, readFile, rm, truncate } from 'node:fs/promises';
+import { type FileHandle, mkdtemp, open, readFile, readlink, rm, truncate } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import fc from 'fast-check';
 import t from 'tap';
+import { Applier } from '../../appliance/apply/applier.ts';
 import type { DiskWrite } from '../../appliance/apply/coalesce.ts';
 import { coalesce } from '../../appliance/apply/coalesce.ts';
-import { ReplicaDisk } from '../../appliance/apply/replica-disk.ts';
+import { prepareWrites, ReplicaDisk } from '../../appliance/apply/replica-disk.ts';
+import { Journal, JournalReader } from '../../appliance/journal/journal.ts';
+import { replay } from '../../appliance/recovery/replay.ts';
 import {
   type OpenStreamOptions,
   ReplicationStream,
 } from '../../appliance/replication/replication-stream.ts';
-import { type FrameExtent, packFrame, packMark } from '../../protocol/frame.ts';
+import { type FrameExtent, packFrame, packMark, readHeader } from '../../protocol/frame.ts';
 
 const SIZE = 64 * 1024;
 
@@ -74,6 +78,12 @@ t.test('the last writer wins, nothing is written twice, all is in order of offse
   t.pass('against plain writes');
 });
 
+async function until(condition: () => unknown): Promise<void> {
+  for (const end = Date.now() + 20_000; !(await condition()); await delay(5)) {
+    if (Date.now() > end) throw new Error(`waited too long for ${condition}`);
+  }
+}
+
 type TestLike = { teardown: (fn: () => unknown) => void };
 
 async function tempDir(t: TestLike): Promise<string> {
@@ -92,12 +102,14 @@ async function blank(path: string, bytes: number, value = 0): Promise<string> {
 t.test('large zeroes are punched, small ones written; both read as zeroes', async (t) => {
   const path = await blank(join(await tempDir(t), 'disk'), 8 << 20, 0xff);
   const disk = await ReplicaDisk.open(path);
-  await disk.apply([
-    { offsetBytes: 512, lengthBytes: 1024, data: null },
-    { offsetBytes: 1 << 20, lengthBytes: 5 << 20, data: null },
-    { offsetBytes: 6 << 20, lengthBytes: 512, data: Buffer.alloc(512, 3) },
-    { offsetBytes: (6 << 20) + 512, lengthBytes: 512, data: Buffer.alloc(512, 4) },
-  ]);
+  await disk.write(
+    prepareWrites([
+      { offsetBytes: 512, lengthBytes: 1024, data: null },
+      { offsetBytes: 1 << 20, lengthBytes: 5 << 20, data: null },
+      { offsetBytes: 6 << 20, lengthBytes: 512, data: Buffer.alloc(512, 3) },
+      { offsetBytes: (6 << 20) + 512, lengthBytes: 512, data: Buffer.alloc(512, 4) },
+    ]),
+  );
   await disk.sync();
   const want = Buffer.alloc(8 << 20, 0xff);
   want.fill(0, 512, 1536);
@@ -123,11 +135,30 @@ t.test('a batch of many writes, some of them neighbours in long rows', async (t)
   }
   const disk = await ReplicaDisk.open(path);
   // Seen red when what joins a run is not put to it.
-  await disk.apply(writes);
+  await disk.write(prepareWrites(writes));
   await disk.sync();
   t.ok((await readFile(path)).subarray(0, want.length).equals(want));
   await disk.close();
-  await t.rejects(disk.apply(writes), 'what fails is told, of a closed one');
+  await t.rejects(disk.write(prepareWrites(writes)), 'what fails is told, of a closed one');
+});
+
+// Red when memory is given to a second batch before the first is on the disk.
+t.test('batches that are prepared ahead do not share memory', async (t) => {
+  const path = await blank(join(await tempDir(t), 'disk'), 1 << 20);
+  const disk = await ReplicaDisk.open(path);
+  const batch = (value: number) =>
+    prepareWrites([
+      { offsetBytes: 4096 * value, lengthBytes: 4096, data: Buffer.alloc(4096, value) },
+    ]);
+  for (let round = 0; round < 8; round++) {
+    const prepared = [1, 2, 3].map((n) => batch(3 * round + n));
+    for (const one of prepared) await disk.write(one);
+  }
+  const read = await disk.read(0, 1 << 20);
+  for (let value = 0; value <= 24; value++) {
+    t.ok(read.subarray(4096 * value, 4096 * (value + 1)).equals(Buffer.alloc(4096, value)));
+  }
+  await disk.close();
 });
 
 // Red when a thread's error stays with it, and when it takes the thread along.
@@ -137,7 +168,10 @@ t.test('a disk that takes no more says so, and others go on', async (t) => {
   const disk = await ReplicaDisk.open(path);
   const write = { offsetBytes: 0, lengthBytes: 4096, data: Buffer.alloc(4096, 7) };
   for (let round = 0; round < 5; round++) {
-    const both = await Promise.allSettled([full.apply([write]), disk.apply([write])]);
+    const both = await Promise.allSettled([
+      full.write(prepareWrites([write])),
+      disk.write(prepareWrites([write])),
+    ]);
     t.match(both[0], { status: 'rejected', reason: { code: 'ENOSPC' } });
     t.equal(both[1].status, 'fulfilled');
   }
@@ -207,6 +241,236 @@ t.test('redo: applied again from an older point, the disks are the same', async 
   await stream.close();
   for (const [at, path] of paths.entries())
     t.ok((await readFile(path)).equals(want[at]!), `disk ${at} again`);
+});
+
+// What is written while a flush runs may be in it or not. Seen red when the flush counts for what is written when it ends (in
+// the applier, and in the stream's record), and when the disk takes itself for clean then, so that nothing flushes the rest.
+t.test('a flush covers what was written before it began, and nothing else', async (t) => {
+  const dir = await tempDir(t);
+  const path = await blank(join(dir, 'replica'), SIZE);
+  /** Flushes of the replica that wait. */
+  const held: Array<() => void> = [];
+  const handle = await open(path);
+  const handles = Object.getPrototypeOf(handle);
+  await handle.close();
+  const { datasync } = handles;
+  handles.datasync = async function (this: FileHandle) {
+    if ((await readlink(`/proc/self/fd/${this.fd}`)) === path) {
+      await new Promise<void>((resolve) => held.push(resolve));
+    }
+    return datasync.call(this);
+  };
+  t.teardown(() => {
+    handles.datasync = datasync;
+  });
+  const jobDir = join(dir, 'job');
+  const stream = await ReplicationStream.open({
+    ...{ jobId: 'j', jobDir },
+    disks: [
+      {
+        ...{ diskId: 'd0', index: 0, devicePath: '/dev/null', sizeBytes: SIZE },
+        ...{ replicaPath: path, freshReplica: true },
+      },
+    ],
+    settings: { compression: 'fast', bandwidthLimitBytesPerSec: null },
+    limits: { journalBytes: 1 << 30 },
+  });
+  const connection = stream.connect({ send: () => {}, close: () => {} });
+  const meta = (seq: number) => {
+    return { epoch: 1, seq, bootTimeNs: BigInt(seq), wallMs: seq, capturePos: seq };
+  };
+  const put = async (seq: number) => {
+    const data = Buffer.alloc(4096, seq);
+    const at = { disk: 0, offsetBytes: seq * 4096, lengthBytes: 4096 };
+    await connection.frame(
+      await packFrame({ kind: 'stream', ...meta(seq) }, [{ kind: 'write', ...at, data }], 'none'),
+    );
+    await until(async () => (await readFile(path)).subarray(seq * 4096, seq * 4096 + 1)[0] === seq);
+  };
+  const recordedSeq = async () =>
+    JSON.parse((await readFile(join(jobDir, 'stream.json'))).toString()).seq;
+  await connection.frame(
+    packMark(meta(1), { type: 'epochStart', captureId: 'c', bootId: 'b', reason: 'test' }),
+  );
+  await put(2);
+  await until(() => held.length === 1);
+  await put(3);
+  held[0]!();
+  await until(() => held.length === 2);
+  t.equal(stream.state().appliedSeq, 2);
+  t.equal(await recordedSeq(), 2);
+  held[1]!();
+  await until(() => stream.state().appliedSeq === 3);
+  t.equal(await recordedSeq(), 3);
+  await stream.close();
+});
+
+// Red without the wait (two batches), and, one by one, when those who wait do not end it: the test does not end then.
+t.test('what trickles in is written together, and at once for whoever waits', async (t) => {
+  const dir = await tempDir(t);
+  const disk = await ReplicaDisk.open(await blank(join(dir, 'replica'), SIZE));
+  let batches = 0;
+  const { write } = disk;
+  disk.write = (prepared) => {
+    batches++;
+    return write.call(disk, prepared);
+  };
+  const journal = await Journal.open(
+    { jobId: 'j', dir: join(dir, 'journal'), appliedSeq: 0, limitBytes: 1 << 30 },
+    { durable: () => applier.poke(), failed: (error) => t.fail(error.message) },
+    () => {},
+  );
+  const applier: Applier = new Applier(
+    {
+      ...{ jobId: 'j', reader: (fromSeq) => new JournalReader(journal, fromSeq) },
+      ...{ diskId: () => 'd', diskSizes: () => [SIZE], onWritten: () => {} },
+      ...{ onFlush: () => async () => {}, gate: () => null, beforeUnordered: async () => {} },
+    },
+    0,
+    600_000,
+  );
+  let seq = 0;
+  const put = async () => {
+    const meta = { epoch: 1, seq: ++seq, bootTimeNs: 0n, wallMs: 0, capturePos: 0 };
+    const data = Buffer.alloc(4096, seq);
+    const extent = { kind: 'write' as const, disk: 0, offsetBytes: 0, lengthBytes: 4096, data };
+    const frame = await packFrame({ kind: 'stream', ...meta }, [extent], 'none');
+    await journal.append(readHeader(frame), frame);
+    await until(() => journal.durableSeq === seq);
+  };
+  await put();
+  applier.resume(new Map([[0, disk]]));
+  await until(() => applier.writtenSeq === 1);
+  await put();
+  await put();
+  t.equal(applier.writtenSeq, 1, 'more is waited for');
+  await applier.reached(3);
+  t.equal(batches, 2);
+  await put();
+  await applier.drain(4);
+  await put();
+  await until(() => applier.writtenSeq === 5);
+  await put();
+  await applier.between(async () => {});
+  await applier.reached(6);
+  t.equal((await disk.read(0, 1))[0], 6);
+  await put();
+  await applier.pause('the test is over');
+  await journal.close();
+  await disk.close();
+});
+
+// Red when a batch that is full of small frames is taken for the end of what there is: the test does not end then.
+t.test('many small frames are applied without a wait between their batches', async (t) => {
+  const dir = await tempDir(t);
+  const disk = await ReplicaDisk.open(await blank(join(dir, 'replica'), SIZE));
+  const journal = await Journal.open(
+    { jobId: 'j', dir: join(dir, 'journal'), appliedSeq: 0, limitBytes: 1 << 30 },
+    { durable: () => {}, failed: (error) => t.fail(error.message) },
+    () => {},
+  );
+  const count = 1000;
+  for (let seq = 1; seq <= count; seq++) {
+    const meta = { epoch: 1, seq, bootTimeNs: 0n, wallMs: 0, capturePos: 0 };
+    const data = Buffer.alloc(512, seq);
+    const extent = { kind: 'write' as const, disk: 0, offsetBytes: 0, lengthBytes: 512, data };
+    const frame = await packFrame({ kind: 'stream', ...meta }, [extent], 'none');
+    await journal.append(readHeader(frame), frame);
+  }
+  await until(() => journal.durableSeq === count);
+  const applier = new Applier(
+    {
+      ...{ jobId: 'j', reader: (fromSeq) => new JournalReader(journal, fromSeq) },
+      ...{ diskId: () => 'd', diskSizes: () => [SIZE], onWritten: () => {} },
+      ...{ onFlush: () => async () => {}, gate: () => null, beforeUnordered: async () => {} },
+    },
+    0,
+    600_000,
+  );
+  applier.resume(new Map([[0, disk]]));
+  await until(() => applier.writtenSeq === count);
+  await applier.pause('the test is over');
+  await journal.close();
+  await disk.close();
+});
+
+// A batch is read and unpacked while the one before is written. Seen red, both halves of it, when BatchWriter.write does not
+// wait for the batch before.
+t.test('a small batch behind a large one that it overwrites lands behind it', async (t) => {
+  const dir = await tempDir(t);
+  const path = join(dir, 'replica');
+  // Pieces with gaps between them, each with a call of its own, and the last place is written last; together they make a
+  // batch full.
+  const pieceBytes = 128 * 1024;
+  const pieces = 128;
+  const sizeBytes = 2 * pieces * pieceBytes;
+  const last = sizeBytes - pieceBytes - 4096;
+  const options: OpenStreamOptions = {
+    jobId: 'j',
+    jobDir: join(dir, 'job'),
+    disks: [
+      {
+        ...{ diskId: 'd0', index: 0, devicePath: '/dev/null', sizeBytes },
+        ...{ replicaPath: null, freshReplica: true },
+      },
+    ],
+    settings: { compression: 'fast', bandwidthLimitBytesPerSec: null },
+    limits: { journalBytes: 1 << 30 },
+  };
+  let stream = await ReplicationStream.open(options);
+  t.teardown(() => stream.close());
+  const connection = stream.connect({ send: () => {}, close: () => {} });
+  let seq = 0;
+  const meta = () => {
+    seq++;
+    return { epoch: 1, seq, bootTimeNs: BigInt(seq), wallMs: seq, capturePos: seq };
+  };
+  await connection.frame(
+    packMark(meta(), { type: 'epochStart', captureId: 'c', bootId: 'b', reason: 'test' }),
+  );
+  const put = async (offsets: number[], data: Buffer) => {
+    const extents = offsets.map((offsetBytes): FrameExtent => {
+      return { kind: 'write', disk: 0, offsetBytes, lengthBytes: data.length, data };
+    });
+    await connection.frame(await packFrame({ kind: 'stream', ...meta() }, extents, 'fast'));
+  };
+  // Random in part, so that unpacking takes its time.
+  const old = Buffer.alloc(pieceBytes, 1);
+  for (let at = 0; at < pieceBytes; at += 4096) crypto.getRandomValues(old.subarray(at, at + 2048));
+  for (let n = 0; n < pieces; n += 4) {
+    await put(
+      [n, n + 1, n + 2, n + 3].map((piece) => 2 * piece * pieceBytes),
+      old,
+    );
+  }
+  const newer = Buffer.alloc(4096, 2);
+  await put([last], newer);
+  const look = async (what: string) => {
+    const disk = await readFile(path);
+    t.ok(disk.subarray(last, last + 4096).equals(newer), `${what}: the newer write`);
+    t.ok(disk.subarray(0, pieceBytes).equals(old), `${what}: the older writes`);
+  };
+  await stream.stopIntake('all is there');
+
+  for (let round = 0; round < 5; round++) {
+    await blank(path, sizeBytes);
+    const reader = stream.journalReader(2);
+    const sizes = [sizeBytes];
+    await replay({ jobId: 'j', reader, toSeq: seq, sizes, paths: new Map([[0, path]]) });
+    await reader.close();
+    await look('replay');
+  }
+
+  for (let round = 0; round < 5; round++) {
+    await blank(path, sizeBytes);
+    await stream.reopenDisks(new Map([['d0', path]]));
+    t.equal(await stream.drainApply(), seq);
+    await stream.close();
+    await look('apply');
+    // Nothing is known of what was applied: it begins anew.
+    await rm(join(dir, 'job', 'stream.json'));
+    stream = await ReplicationStream.open(options);
+  }
 });
 
 t.test(

@@ -2,7 +2,6 @@ import { createWriteStream } from 'node:fs';
 import { PassThrough } from 'node:stream';
 import t from 'tap';
 import { BatchPipe } from '../../agent/capture/batch-pipe.ts';
-import { BufferPool } from '../../agent/capture/buffer-pool.ts';
 import { ByteSource } from '../../agent/capture/byte-source.ts';
 import {
   BATCH_HEADER_BYTES,
@@ -10,6 +9,7 @@ import {
   parseBatchHeader,
   RECORD_BYTES,
 } from '../../agent/capture/wire.ts';
+import { BufferPool } from '../../protocol/buffer-pool.ts';
 
 type Wire = {
   kind: number;

@@ -3,15 +3,7 @@ import { mkdtemp, open, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import fc from 'fast-check';
 import t from 'tap';
-import {
-  dueCheckpoint,
-  MERGE_POLICY,
-  type Merge,
-  planMerges,
-  type RetainedCheckpoint,
-} from '../../appliance/checkpoints/policy.ts';
 import {
   type OpenStreamOptions,
   ReplicationStream,
@@ -317,92 +309,4 @@ t.test('after a crash the replica is at no point until everything was applied ag
   t.ok(point === null || point.seq === feed.seq, 'the older record is no point of this content');
   await feed.stream.drainApply();
   t.match(feed.stream.appliedPoint(), { seq: feed.seq });
-});
-
-t.test('when a checkpoint is due', async (t) => {
-  const point = { seq: 100, sourceMs: 0, sinceSeq: 50 };
-  const facts = { point, dataSeq: 100, newest: null, nowMs: 1_000_000, everyMs: 60_000 };
-  t.equal(dueCheckpoint({ ...facts, point: null }), null, 'the replica is at no point');
-  t.ok(dueCheckpoint(facts), 'the first one at once');
-  t.ok(dueCheckpoint({ ...facts, newest: { seq: 49, takenMs: 999_999 } }), 'of the stretch');
-  const newest = { seq: 60, takenMs: 941_000 };
-  t.equal(dueCheckpoint({ ...facts, newest }), null, 'too early');
-  t.ok(dueCheckpoint({ ...facts, newest, nowMs: 1_001_000 }));
-  t.equal(
-    dueCheckpoint({ ...facts, newest, nowMs: 1_001_000, dataSeq: 60 }),
-    null,
-    'nothing was applied since',
-  );
-});
-
-const history = fc
-  .array(
-    fc.record({
-      gapMs: fc.integer({ min: 1000, max: 8 * 3_600_000 }),
-      newStretch: fc.boolean(),
-      held: fc.integer({ min: 0, max: 9 }).map((n) => n === 0),
-    }),
-    { minLength: 1, maxLength: 60 },
-  )
-  .map((steps) => {
-    let takenMs = 0;
-    let sinceSeq = 1;
-    const checkpoints = steps.map(({ gapMs, newStretch, held }, index) => {
-      takenMs += gapMs;
-      if (newStretch && index % 3 === 0) sinceSeq = index + 1;
-      return { checkpointId: index, takenMs, sinceSeq, held };
-    });
-    return { checkpoints, nowMs: takenMs + 1000 };
-  });
-
-/** What is left; throws when a merge is not of two neighbours. */
-function merged(checkpoints: RetainedCheckpoint[], merges: Merge[]): RetainedCheckpoint[] {
-  const left = [...checkpoints];
-  for (const { lowerId, upperId } of merges) {
-    const at = left.findIndex(({ checkpointId }) => checkpointId === lowerId);
-    if (at < 0 || left[at + 1]?.checkpointId !== upperId) throw new Error('not neighbours');
-    // Red when only the two neighbours are looked at: a VM has all layers below its own open.
-    if (left.slice(at).some(({ held }) => held)) throw new Error('something rests on it');
-    left.splice(at, 1);
-  }
-  return left;
-}
-
-t.test('merges: bounded, never under what is held, the newest stays, nothing twice', async (t) => {
-  fc.assert(
-    fc.property(history, ({ checkpoints, nowMs }) => {
-      const merges = planMerges(checkpoints, nowMs);
-      const left = merged(checkpoints, merges);
-      if (left.at(-1) !== checkpoints.at(-1)) return false;
-      if (planMerges(left, nowMs).length > 0) return false;
-      if (!checkpoints.some(({ held }) => held) && left.length > MERGE_POLICY.maxCheckpoints) {
-        return false;
-      }
-      if (checkpoints.length > MERGE_POLICY.maxCheckpoints) return true;
-      // Not too many: what is dense and young, and each stretch's first one, is there still.
-      return checkpoints.every(
-        (one, index) =>
-          left.includes(one) ||
-          (nowMs - one.takenMs > MERGE_POLICY.denseMs &&
-            checkpoints[index - 1]?.sinceSeq === one.sinceSeq),
-      );
-    }),
-    { numRuns: 500 },
-  );
-  t.pass('random histories');
-});
-
-t.test('merges: three days of a checkpoint each quarter of an hour', async (t) => {
-  const minute = 60_000;
-  let kept: RetainedCheckpoint[] = [];
-  for (let n = 0; n < 3 * 96; n++) {
-    const takenMs = n * 15 * minute;
-    kept.push({ checkpointId: n, takenMs, sinceSeq: 1, held: false });
-    kept = merged(kept, planMerges(kept, takenMs));
-    if (kept.length > 16) t.fail(`${kept.length} at ${n}`);
-  }
-  const nowMs = kept.at(-1)!.takenMs;
-  const ages = kept.map(({ takenMs }) => (nowMs - takenMs) / minute).reverse();
-  t.same(ages.slice(0, 5), [0, 15, 30, 45, 60], 'dense in the last hour');
-  t.ok(ages.at(-1)! > 24 * 60, `and back to ${Math.round(ages.at(-1)! / 60)} h`);
 });

@@ -87,6 +87,8 @@ class World {
   /** What is to be done by itself with the failover that is played. */
   autoEnd: AutoEnd | null = null;
   /** An hour passes when a failover with an end of its own is completed. */
+  /** The source's wall clock, behind ours. */
+  sourceBehindMs = 0;
   clockMs = Date.parse('2026-01-01T00:00:00.000Z');
 
   constructor(chosen = false) {
@@ -458,6 +460,8 @@ function modelJob(world: World): JobHandle {
         }));
         return { appliedSeq: world.job.applied, images };
       }),
+    earliestHere: (sourceTime) =>
+      new Date(Date.parse(sourceTime) + world.sourceBehindMs).toISOString(),
     choosePoint: async () => ({
       seq: 4,
       sourceTime: '2026-01-01T00:00:00.000Z',
@@ -970,9 +974,11 @@ t.test('commit or undo by itself when the time is over, whenever the appliance d
 async function completedAt(st: Pick<typeof t, 'equal'>, world: World, autoEnd: AutoEnd | null) {
   const clock = { ms: Date.parse('2026-01-01T00:00:00.000Z') };
   const ends: string[] = [];
+  const told: Failover[] = [];
   const options: Partial<FailoverEngineOptions> = {
     now: () => new Date(clock.ms).toISOString(),
     onAutoEnd: (_failover, act) => ends.push(act),
+    onChange: (failover) => told.push(failover),
   };
   const engine = modelEngine(world, options);
   await engine.load();
@@ -986,7 +992,7 @@ async function completedAt(st: Pick<typeof t, 'equal'>, world: World, autoEnd: A
     next.resumeAll();
     return next;
   };
-  return { engine, failoverId, clock, ends, again };
+  return { engine, failoverId, clock, ends, told, again };
 }
 
 // Red when the timer is not set by a change, and when a decision leaves it armed.
@@ -1050,7 +1056,7 @@ t.test('a person decides first, changes the time, or takes it back', async (t) =
 t.test('a replica that does not run is never committed by itself', async (t) => {
   const world = new World();
   const commit = { act: 'commit', afterMinutes: 30 } as const;
-  const { engine, failoverId, clock, ends } = await completedAt(t, world, commit);
+  const { engine, failoverId, clock, ends, told } = await completedAt(t, world, commit);
   world.vms.get(REPLICA)!.running = false;
   clock.ms += 3_600_000;
   engine.resumeAll();
@@ -1058,6 +1064,12 @@ t.test('a replica that does not run is never committed by itself', async (t) => 
     state: { name: 'completed' },
     autoEnd: { heldBack: 'the replica VM is off' },
   });
+  // Red when the new time is told with the reason that held the old one back, and nothing after it.
+  const later = await engine.setAutoEnd(failoverId, { act: 'commit', afterMinutes: 120 });
+  t.equal(later.autoEnd?.heldBack, null);
+  t.same(told.at(-1), later);
+  await engine.settled(failoverId);
+  clock.ms += 2 * 3_600_000;
   world.vms.get(REPLICA)!.running = true;
   engine.resumeAll();
   t.match(await engine.settled(failoverId), { state: { name: 'committed' } });
@@ -1514,6 +1526,33 @@ t.test(
     await other.close();
   },
 );
+
+t.test('what is lost is counted by our clock, from when it was asked for', async (t) => {
+  // Red with the source's clock taken for ours (37 minutes more), and with a member's own start for its group's.
+  const wanted = { sourceTime: '2026-01-01T00:00:00.500Z' };
+  const asked = { ...wanted, askedAt: '2026-01-01T00:37:01.000Z' };
+  const options = { keepMinutes: 60, trigger: 'person' } as const;
+  for (const kind of ['unplanned', 'test'] as const) {
+    for (const [one, lossMs] of [
+      [wanted, 3000],
+      [asked, 1000],
+    ] as const) {
+      const world = new World(true);
+      Object.assign(world, { kind, sourceBehindMs: 37 * 60_000 });
+      const engine = modelEngine(world, { now: () => '2026-01-01T00:37:03.000Z' });
+      await engine.load();
+      const { failoverId } =
+        kind === 'test'
+          ? await engine.startTest(JOB, { ...options, wanted: one })
+          : await engine.start(JOB, REPLICA, { wanted: one });
+      t.match(await engine.settled(failoverId), {
+        state: { name: 'completed' },
+        point: { lossMs },
+      });
+      await engine.close();
+    }
+  }
+});
 
 t.test('no test without an isolated network', async (t) => {
   const world = testWorld(false, { isolated: false });

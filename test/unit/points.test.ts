@@ -8,13 +8,14 @@ import type { JournalHeader } from '../../appliance/journal/header-scan.ts';
 import { judgeFrame, newPointState } from '../../appliance/points/point-fold.ts';
 import { type Point, PointIndex } from '../../appliance/points/point-index.ts';
 import { type History, PointStore, percentOf } from '../../appliance/points/point-store.ts';
+import { ReplicationStream } from '../../appliance/replication/replication-stream.ts';
 import {
   foldFrame,
   isWhole,
   newStreamRecord,
   type StreamRecord,
 } from '../../appliance/replication/stream-record.ts';
-import { type FrameHeader, packMark } from '../../protocol/frame.ts';
+import { type FrameHeader, packFrame, packMark } from '../../protocol/frame.ts';
 import type { Mark } from '../../protocol/marks.ts';
 
 t.setTimeout(120_000);
@@ -36,6 +37,8 @@ class Script {
   readonly points: Point[] = [];
   record = newStreamRecord([{ index: 0, sizeBytes: DISK_BYTES, freshReplica: true }]);
   #bootMs = 1000;
+  /** How far the wall clock was set. */
+  #setMs = 0;
   #pos = 0;
   #reached = 0;
   #epoch = 1;
@@ -53,7 +56,7 @@ class Script {
       packedBytes: 100,
       payloadCrc: 0,
       bootTimeNs: BigInt(this.#bootMs) * 1_000_000n,
-      wallMs: START_MS + this.#bootMs,
+      wallMs: START_MS + this.#bootMs + this.#setMs,
       capturePos: this.#pos,
       aheadBytes: 0,
       cursorBytes: 0,
@@ -68,6 +71,10 @@ class Script {
       this.points.push({ seq: header.seq, sourceMs: header.wallMs });
     }
     this.frames.push({ header, mark, record: this.record });
+  }
+
+  setClock(byMs: number): void {
+    this.#setMs += byMs;
   }
 
   write(dtMs: number): void {
@@ -161,11 +168,21 @@ const step: fc.Arbitrary<Step> = fc.record({
   ),
   dtMs: fc.integer({ min: 1, max: 900 }),
 });
-const script = fc.array(step, { minLength: 5, maxLength: 120 }).map((steps) => {
+const script = fc.array(step, { minLength: 5, maxLength: 120 }).map((steps) => play(steps));
+/** As `script`, and the wall clock is set now and then. */
+const scriptWithClock = fc
+  .tuple(
+    fc.array(step, { minLength: 5, maxLength: 120 }),
+    fc.array(fc.tuple(fc.nat(119), fc.integer({ min: -40_000, max: 20_000 })), { maxLength: 4 }),
+  )
+  .map(([steps, sets]) => play(steps, new Map(sets)));
+
+function play(steps: readonly Step[], sets: ReadonlyMap<number, number> = new Map()): Script {
   const made = new Script();
   made.begin('first start of the stream');
   made.mirror(20);
-  for (const { what, dtMs } of steps) {
+  for (const [at, { what, dtMs }] of steps.entries()) {
+    made.setClock(sets.get(at) ?? 0);
     if (what === 'write') made.write(dtMs);
     if (what === 'tick') made.tick(dtMs);
     if (what === 'cut') made.cut(dtMs, false);
@@ -178,7 +195,7 @@ const script = fc.array(step, { minLength: 5, maxLength: 120 }).map((steps) => {
     if (what === 'mirror') made.mirror(dtMs);
   }
   return made;
-});
+}
 
 const fold = (frames: readonly Frame[]): PointIndex => {
   const index = new PointIndex();
@@ -240,6 +257,73 @@ t.test('the index says of every frame what a list of all points says', async () 
       }
     }),
     { numRuns: 300 },
+  );
+});
+
+/** Points of one stretch, one after the other: frames without a break, by a clock that was not set. */
+function stretchesOf({ frames, points }: Script): Point[][] {
+  const bootMs = new Map(
+    frames.map(({ header }) => [header.seq, Number(header.bootTimeNs / 1_000_000n)]),
+  );
+  const distance = ({ seq, sourceMs }: Point) => sourceMs - bootMs.get(seq)!;
+  const stretches: Point[][] = [];
+  for (const point of points) {
+    const last = stretches.at(-1)?.at(-1);
+    const goesOn =
+      last?.seq === point.seq - 1 && Math.abs(distance(point) - distance(last)) <= 1000;
+    if (goesOn) stretches.at(-1)!.push(point);
+    else stretches.push([point]);
+  }
+  return stretches;
+}
+
+/**
+ * Seen red: when a stretch goes on where the clock was set; when the newest point answers for every moment that is not
+ * before it; and when a restart joins what was cut there.
+ */
+t.test('a clock that was set: each moment is the one that the clock last showed', async (t) => {
+  const dir = await tempDir(t);
+  let n = 0;
+  await fc.assert(
+    fc.asyncProperty(scriptWithClock, async (made) => {
+      const { frames, points, record } = made;
+      // A time away makes a gap of its own, which is another test's.
+      fc.pre(
+        fold(frames)
+          .gaps()
+          .every(({ kind }) => kind !== 'source-away'),
+      );
+      const pages = join(dir, String(n++));
+      const store = await PointStore.open(pages, history(frames), record);
+      await store.seal(record);
+      const again = await PointStore.open(pages, history(frames), record);
+      const stretches = stretchesOf(made);
+      const times = points.map(({ sourceMs }) => sourceMs);
+      for (const index of [fold(frames), again.index]) {
+        const said = index.stretches().map(({ fromSeq, toSeq }) => [fromSeq, toSeq]);
+        const want = stretches.map((one) => [one[0]!.seq, one.at(-1)!.seq]);
+        if (JSON.stringify(said) !== JSON.stringify(want)) {
+          throw new Error(`stretches ${JSON.stringify(said)}, not ${JSON.stringify(want)}`);
+        }
+        for (let at = Math.min(...times) - 1500; at <= Math.max(...times) + 1500; at += 333) {
+          const within = stretches.findLast(
+            (one) => one[0]!.sourceMs <= at && at <= one.at(-1)!.sourceMs,
+          );
+          const before = (within ?? points).filter(({ sourceMs }) => sourceMs <= at);
+          const inEarlierSecond = before.filter(
+            ({ sourceMs }) => Math.floor(sourceMs / 1000) < Math.floor(at / 1000),
+          );
+          const found = index.pointAt(at);
+          const ok = found
+            ? before.some(({ seq }) => seq === found.seq) &&
+              !inEarlierSecond.some(({ seq }) => seq > found.seq)
+            : !within && inEarlierSecond.length === 0;
+          if (!ok)
+            throw new Error(`${JSON.stringify(found)} at ${at} of ${JSON.stringify(before)}`);
+        }
+      }
+    }),
+    { numRuns: 200 },
   );
 });
 
@@ -328,6 +412,7 @@ t.test('a clock that is set back: the second time counts', async (t) => {
     ...newStreamRecord([{ index: 0, sizeBytes: DISK_BYTES, freshReplica: true }]),
     disks: [],
   };
+  let capturePos = 0;
   const frame = (seq: number, wallMs: number) => {
     const header = {
       ...new Script().record,
@@ -336,7 +421,7 @@ t.test('a clock that is set back: the second time counts', async (t) => {
       seq,
       wallMs,
       bootTimeNs: BigInt(seq) * 1_000_000_000n,
-      capturePos: seq,
+      capturePos: ++capturePos,
       aheadBytes: 0,
     } as unknown as FrameHeader;
     state = judgeFrame(state, header, whole).state;
@@ -346,8 +431,76 @@ t.test('a clock that is set back: the second time counts', async (t) => {
   for (let second = 1; second <= 60; second++) frame(100 + second, (30 + second) * 1000);
   t.same(index.pointAt(50_500), { seq: 120, sourceMs: 50_000 });
   t.same(index.pointAt(20_500), { seq: 20, sourceMs: 20_000 });
+  t.same(index.pointAt(95_500), { seq: 95, sourceMs: 95_000 }, 'it has not come again');
   t.same(index.pointAt(1_000_000), { seq: 160, sourceMs: 90_000 });
   t.equal(index.pointAt(999), null);
+  t.match(index.stretches(), [
+    { fromMs: 1000, toMs: 100_000, toSeq: 100 },
+    { fromMs: 31_000, toMs: 90_000, fromSeq: 101 },
+  ]);
+  t.equal(index.gaps().length, 0);
+  // Set back by an hour, and that much is not there any more.
+  index.evictBefore(131);
+  t.match(index.stretches(), [{ fromMs: 61_000, toMs: 90_000, fromSeq: 131 }]);
+  // Numbers are given anew, by the same clock.
+  index.truncateAfter(150);
+  state = { ...state, seq: 150 };
+  for (let second = 51; second <= 60; second++) frame(100 + second, (30 + second) * 1000);
+  t.equal(index.stretches().length, 1, 'the clock was not set');
+});
+
+// Red when the frames behind the last one of the clock's first time are looked at too.
+t.test('to the frame, a moment of the first time is of the first time', async (t) => {
+  const stream = await ReplicationStream.open({
+    jobId: 'j',
+    jobDir: await tempDir(t),
+    disks: [
+      {
+        ...{ diskId: 'd', index: 0, devicePath: '/dev/null', sizeBytes: DISK_BYTES },
+        ...{ replicaPath: null, freshReplica: true },
+      },
+    ],
+    settings: { compression: 'fast', bandwidthLimitBytesPerSec: null },
+    limits: { journalBytes: 1 << 30 },
+  });
+  t.teardown(() => stream.close());
+  const connection = stream.connect({ send: () => {}, close: () => {} });
+  let seq = 0;
+  const meta = (setMs = 0) => {
+    seq++;
+    const bootMs = 1000 + seq * 400;
+    const wallMs = START_MS + bootMs + setMs;
+    return { epoch: 1, seq, bootTimeNs: BigInt(bootMs) * 1_000_000n, wallMs, capturePos: seq };
+  };
+  const start = {
+    kind: 'full',
+    reason: 'first mirror',
+    startBytes: 0,
+    endBytes: DISK_BYTES,
+  } as const;
+  const about = { disk: 0, run: 1 };
+  const epochStart = { captureId: 'c', bootId: 'b', reason: 'test' };
+  const whole = { ...about, cursorBytes: DISK_BYTES, skippedBytes: DISK_BYTES };
+  for (const frame of [
+    packMark(meta(), { type: 'epochStart', ...epochStart }),
+    packMark(meta(), { type: 'mirrorStart', ...about, ...start }),
+    await packFrame({ kind: 'mirror', ...meta(), ...whole }, [], 'none'),
+    packMark(meta(), { type: 'mirrorEnd', ...about }),
+  ]) {
+    await connection.frame(frame);
+  }
+  const tick = async (setMs: number) => {
+    const at = meta(setMs);
+    await connection.frame(packMark(at, { type: 'tick' }));
+    return { seq: at.seq, sourceMs: at.wallMs };
+  };
+  let last: Point | undefined;
+  for (let n = 0; n < 40; n++) last = await tick(0);
+  for (let n = 0; n < 40; n++) await tick(-60_000);
+  await stream.stopIntake('all is there');
+  t.same(await stream.exactPointAt(last!.sourceMs), last);
+  t.match(await stream.exactPointAt(last!.sourceMs - 1), { seq: last!.seq - 1 });
+  t.match(await stream.exactPointAt(last!.sourceMs + 1), { seq }, 'later than any: the newest');
 });
 
 /** What a journal would still hold: mirror frames up to `applied` have left, and so has history before `oldestSeq`. */

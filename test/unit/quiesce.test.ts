@@ -3,7 +3,7 @@ import { mkdtempSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import t from 'tap';
+import t, { type Test } from 'tap';
 import { type BlockFacts, freezeOrder, parseMountinfo } from '../../agent/quiesce/freeze-order.ts';
 import { chooseHooks } from '../../agent/quiesce/hooks.ts';
 import { PointTaker } from '../../agent/quiesce/point-taker.ts';
@@ -144,8 +144,9 @@ t.test(
   },
 );
 
-t.test('a stream that lags has a clock mark in each second of the source', async (t) => {
-  const dir = mkdtempSync(join(tmpdir(), 'clock-test-'));
+/** A stream of one disk of a scripted kernel, begun. */
+async function scripted(t: Test): Promise<{ kernel: ScriptedKernel; kept: FrameKeeper }> {
+  const dir = mkdtempSync(join(tmpdir(), 'stream-test-'));
   const kernel = new ScriptedKernel();
   await kernel.addDisk(join(dir, 'disk'), 16 * MIB);
   const kept = new FrameKeeper([{ dev: join(dir, 'disk'), sizeBytes: 16 * MIB }], {
@@ -160,6 +161,11 @@ t.test('a stream that lags has a clock mark in each second of the source', async
     await rm(dir, { recursive: true, force: true });
   });
   await kept.start();
+  return { kernel, kept };
+}
+
+t.test('a stream that lags has a clock mark in each second of the source', async (t) => {
+  const { kernel, kept } = await scripted(t);
   // Ten seconds of a slow source at once; its clock is ahead of the real one, so no status can help.
   const base = process.hrtime.bigint() + 60_000_000_000n;
   const second = 1_000_000_000n;
@@ -192,5 +198,33 @@ t.test('a stream that lags has a clock mark in each second of the source', async
       marks.some((mark) => mark >= n * second && mark < (n + 1n) * second),
       `second ${n}`,
     );
+  }
+});
+
+// Seen red without the cut, in most runs: the frames go on to their timer or to the next clock mark.
+t.test('no frame goes over the end of a second of the source', async (t) => {
+  const { kernel, kept } = await scripted(t);
+  const second = 1_000_000_000n;
+  // Every 20 ms, and never within 10 ms of a second's end: the two clocks are read one after the other, here and there. From
+  // 0.3 s on, so that a second's end lies between two clock marks.
+  const wallOffset = BigInt(Date.now()) * 1_000_000n - process.hrtime.bigint();
+  const base = (BigInt(Date.now() + 60_000) / 1000n) * second + (second * 31n) / 100n - wallOffset;
+  for (let at = 0; at < 200; at++) {
+    kernel.put(
+      {
+        ...{ kind: 'write', disk: 0, offsetBytes: at * 512, lengthBytes: 512 },
+        ...{ data: Buffer.alloc(512, at), pos: BigInt(kernel.producerPos) },
+        bootNs: base + (BigInt(at) * second) / 50n,
+      },
+      576,
+    );
+  }
+  const count = () => kept.frames.reduce((sum, { extents }) => sum + extents.length, 0);
+  await until('all of it to come', () => count() === 200);
+  for (const { extents } of kept.frames) {
+    const seconds = new Set(
+      extents.map(({ offsetBytes }) => Math.floor((offsetBytes / 512 + 15) / 50)),
+    );
+    t.ok(seconds.size <= 1, `seconds ${[...seconds]}`);
   }
 });

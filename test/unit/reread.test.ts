@@ -196,6 +196,7 @@ class World {
       close: async () => {},
     }),
     unneeded: async () => [],
+    free: async () => [],
     leftOut: () => [],
     settle: () => this.#turns(),
     overtaken: async () => {

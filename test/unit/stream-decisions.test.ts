@@ -1,6 +1,10 @@
 /** The pure decisions of the stream: how it goes on, what the appliance knows, how fast it may send. */
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import t from 'tap';
 import { Window } from '../../agent/queue/window.ts';
+import { AckNote } from '../../agent/send/ack-note.ts';
 import { lost, mayDrain, planCatchUp } from '../../agent/send/drain-gate.ts';
 import { LinkMeter } from '../../agent/send/link-meter.ts';
 import { decideResume } from '../../agent/send/resume.ts';
@@ -15,9 +19,10 @@ import {
   newStreamRecord,
   type StreamRecord,
 } from '../../appliance/replication/stream-record.ts';
-import type { FrameHeader } from '../../protocol/frame.ts';
+import { checkFrame, type FrameHeader, packFrame } from '../../protocol/frame.ts';
 import type { Mark } from '../../protocol/marks.ts';
 
+const MIB = 1024 * 1024;
 const remote = {
   journalId: 'J',
   epoch: 2,
@@ -237,13 +242,14 @@ t.test('a run that begins again behind its end is under way until it ends again'
   t.ok(isWhole(folded.record), 'also when nothing was left to send');
 });
 
+// Seen red with half of the disk as the limit: a trim of an empty file system was a mirror.
 t.test('dirty blocks or the whole disk', async (t) => {
   const disks = [
     { index: 0, sizeBytes: 100, dirtyBytes: 0 },
-    { index: 1, sizeBytes: 100, dirtyBytes: 50 },
-    { index: 2, sizeBytes: 100, dirtyBytes: 51 },
+    { index: 1, sizeBytes: 100, dirtyBytes: 99 },
+    { index: 2, sizeBytes: 100, dirtyBytes: 100 },
   ];
-  const drain = [{ disk: 1, dirtyBytes: 50 }];
+  const drain = [{ disk: 1, dirtyBytes: 99 }];
   t.same(planCatchUp(disks, []), { compare: [2], drain });
   t.same(planCatchUp(disks, [0]), { compare: [0, 2], drain });
   t.same(planCatchUp(disks, 'all'), { compare: [0, 1, 2], drain: [] });
@@ -377,4 +383,50 @@ t.test('lag is never shown smaller than it is', async (t) => {
   clock.sample(200, 1210);
   clock.sample(300, 1390);
   t.equal(clock.ageMs(300, 1400), 90, 'by the sample with the shortest way');
+});
+
+t.test('the last acknowledgement is noted for the agent that follows', async (t) => {
+  const dir = await mkdtemp(join(tmpdir(), 'note-test-'));
+  t.teardown(() => rm(dir, { recursive: true, force: true }));
+  const path = join(dir, 'note.json');
+  const failures: string[] = [];
+  const note = new AckNote(path, (reason) => failures.push(reason));
+  t.equal(await note.read(), null, 'there is none');
+  const last = { journalId: 'J', epoch: 2, ackedSeq: 12 };
+  // Seen red without the blanks: the end of the longer one stays behind the shorter.
+  note.write({ ...last, ackedSeq: 123_456_789 });
+  note.write(last);
+  const following = new AckNote(path, (reason) => failures.push(reason));
+  t.same(await following.read(), last);
+  following.write({ ...last, ackedSeq: 13 });
+  t.match(await note.read(), { ackedSeq: 13 });
+  t.same(failures, []);
+  note.write({ ...last, journalId: 'J'.repeat(300) });
+  t.match(failures, [/too long/]);
+  t.match(await note.read(), { ackedSeq: 13 }, 'the one before stays');
+  await following.forget();
+  t.equal(await following.read(), null);
+  await writeFile(path, '{"journalId":"J"');
+  t.equal(await following.read(), null, 'one that cannot be read is none');
+  note.close();
+});
+
+// Seen red when nothing is given back, and when it is given back as soon as it is packed.
+t.test('the memory of an acknowledged frame is used again, and not before', async (t) => {
+  const window = new Window(1, 64 * MIB);
+  const pack = (seq: number) => {
+    const data = Buffer.alloc(200_000, seq);
+    const extent = { kind: 'write' as const, disk: 0, offsetBytes: 0, lengthBytes: data.length };
+    const meta = { epoch: 1, bootTimeNs: 0n, wallMs: 0, capturePos: 0 };
+    return packFrame({ ...meta, kind: 'stream', seq }, [{ ...extent, data }], 'none');
+  };
+  const memory = async (seq: number) => (await window.entry(seq)!.packed).buffer;
+  for (let seq = 1; seq <= 3; seq++) window.push(0, 200_000, pack);
+  const first = await memory(1);
+  t.not(await memory(2), first);
+  window.ack(1);
+  await new Promise((resolve) => setImmediate(resolve));
+  window.push(0, 200_000, pack);
+  t.equal(await memory(4), first);
+  for (let seq = 2; seq <= 4; seq++) t.equal(checkFrame(await window.entry(seq)!.packed).seq, seq);
 });

@@ -15,13 +15,14 @@
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 /*
- * Steps per program; with 32 tail calls a request may have 2048 pieces (8 MiB of scattered pages) and mark 4 GiB. The
- * first few pieces are copied without a tail call and without looking the request up: that is all of a small write.
+ * Steps per program; with 32 tail calls a request may have 2048 pieces (8 MiB of scattered pages) and mark 4.7 GiB (a
+ * discard has up to 4 GiB). The first few pieces are copied without a tail call and without looking the request up: that
+ * is all of a small write.
  */
 #define COPY_STEPS 64
 #define INLINE_STEPS 2
 #define RANGE_STEPS 64
-#define MARK_STEPS 512
+#define MARK_STEPS 640
 
 #define OP_READ 0
 #define OP_WRITE 1
@@ -96,6 +97,23 @@ SLOT(small_slot, CAP_SMALL);
 #define ADD(field, n) __sync_fetch_and_add(&(field), (n))
 #define LOAD(field) (*(volatile typeof(field) *)&(field))
 #define STORE(field, v) (*(volatile typeof(field) *)&(field) = (v))
+
+/*
+ * A helper call costs more than the bytes that it reads: the beginning of a struct comes with one call, and the fields
+ * that lie in it (as all do so far; known when the program is loaded) are taken from there. A read that fails fills with
+ * zeroes.
+ */
+#define REQUEST_NEAR 64
+#define BIO_NEAR 128
+#define READ_NEAR(near, p) bpf_probe_read_kernel(near, sizeof near, p)
+#define FIELD(near, p, field)                                                                      \
+  ({                                                                                               \
+    u64 at_ = bpf_core_field_offset((p)->field);                                                   \
+    typeof((p)->field) v_;                                                                         \
+    if (at_ + sizeof v_ <= sizeof near) v_ = *(volatile typeof(v_) *)((char *)(near) + at_);       \
+    else v_ = BPF_CORE_READ(p, field);                                                             \
+    v_;                                                                                            \
+  })
 
 static __always_inline struct cap_cfg *get_config(void) {
   u32 zero = 0;
@@ -175,11 +193,13 @@ static __always_inline void give_up(struct cap_cfg *c, u32 disk, u32 reason, u64
 
 static __always_inline void open_bio(struct cap_inflight *e) {
   struct bio *b = (struct bio *)e->bio;
-  e->pos = BPF_CORE_READ(b, bi_iter.bi_sector) << 9;
-  e->left = BPF_CORE_READ(b, bi_iter.bi_size);
-  e->idx = BPF_CORE_READ(b, bi_iter.bi_idx);
-  e->bv_done = BPF_CORE_READ(b, bi_iter.bi_bvec_done);
-  e->bv = (u64)BPF_CORE_READ(b, bi_io_vec);
+  u64 near[BIO_NEAR / 8];
+  READ_NEAR(near, b);
+  e->pos = FIELD(near, b, bi_iter.bi_sector) << 9;
+  e->left = FIELD(near, b, bi_iter.bi_size);
+  e->idx = FIELD(near, b, bi_iter.bi_idx);
+  e->bv_done = FIELD(near, b, bi_iter.bi_bvec_done);
+  e->bv = (u64)FIELD(near, b, bi_io_vec);
   e->bv_left = 0;
 }
 
@@ -222,8 +242,13 @@ static __always_inline int mark_step(struct cap_cfg *c, struct cap_inflight *e) 
 #ifdef CAP_BYTE_MAP
   u32 key = bit >> 3;
   u64 *w = bpf_map_lookup_elem(&dirty, &key);
-  if (w) ((volatile u8 *)w)[bit & 7] = 1;
-  e->mark_pos = (block + 1) << shift;
+  if (!(bit & 7) && block + 8 <= e->blocks && ((end - 1) >> shift) - block >= 7) {
+    if (w) *(volatile u64 *)w = 0x0101010101010101ULL;
+    e->mark_pos = (block + 8) << shift;
+  } else {
+    if (w) ((volatile u8 *)w)[bit & 7] = 1;
+    e->mark_pos = (block + 1) << shift;
+  }
 #else
   u32 key = bit >> 6;
   u64 *w = bpf_map_lookup_elem(&dirty, &key);
@@ -232,6 +257,11 @@ static __always_inline int mark_step(struct cap_cfg *c, struct cap_inflight *e) 
   e->mark_pos = ((block | 63) + 1) << shift;
 #endif
   return 0;
+}
+
+/* The one or two words of a small write, without a tail call. No loop: up to 6.1 the kernel minds how it is laid out. */
+static __always_inline int mark_inline(struct cap_cfg *c, struct cap_inflight *e) {
+  return mark_step(c, e) || mark_step(c, e) || mark_step(c, e);
 }
 
 /* Constant at load time. */
@@ -248,7 +278,11 @@ static __always_inline int known_bio_vec(void) {
     struct type *s_ = bpf_ringbuf_reserve(&ring, sizeof *s_, 0);                       \
     if (s_) {                                                                          \
       fill(&s_->h, c, CAP_WRITE, flags, e->disk, e->pos, (n), rq, e->boot_ns, 0);      \
-      failed_ = bpf_probe_read_kernel(s_->d, (n), (void *)e->va) ? -CAP_R_COPY : 0;    \
+      /* Kernels up to 6.1 forget the bound of what was on the stack meanwhile. */     \
+      u32 n_ = (n);                                                                    \
+      asm volatile("" : "+r"(n_));                                                     \
+      if (n_ > sizeof s_->d) n_ = sizeof s_->d;                                        \
+      failed_ = bpf_probe_read_kernel(s_->d, n_, (void *)e->va) ? -CAP_R_COPY : 0;     \
       if (failed_) bpf_ringbuf_discard(s_, BPF_RB_NO_WAKEUP);                          \
       else bpf_ringbuf_submit(s_, flags ? wake_flags(c) : BPF_RB_NO_WAKEUP);           \
     }                                                                                  \
@@ -342,7 +376,9 @@ int issue(struct bpf_raw_tracepoint_args *ctx) {
   struct cap_cfg *c = get_config();
   if (!c) return 0;
   struct request *rq = issued_request(ctx);
-  u32 op = BPF_CORE_READ(rq, cmd_flags) & 0xff;
+  u64 near[REQUEST_NEAR / 8];
+  READ_NEAR(near, rq);
+  u32 op = FIELD(near, rq, cmd_flags) & 0xff;
   if (op == OP_READ) {
     if (LOAD(c->probe_armed)) probe(c, rq);
     return 0;
@@ -352,9 +388,14 @@ int issue(struct bpf_raw_tracepoint_args *ctx) {
   struct gendisk *gd;
   struct request___old *old = (struct request___old *)rq;
   if (bpf_core_field_exists(old->rq_disk)) gd = BPF_CORE_READ(old, rq_disk);
-  else gd = BPF_CORE_READ(rq, q, disk);
+  else {
+    struct request_queue *q = FIELD(near, rq, q);
+    gd = BPF_CORE_READ(q, disk);
+  }
   if (!gd) return 0;
-  u32 dev = (u32)BPF_CORE_READ(gd, major) << 20 | (u32)BPF_CORE_READ(gd, first_minor);
+  u64 number[1];
+  READ_NEAR(number, gd);
+  u32 dev = (u32)FIELD(number, gd, major) << 20 | (u32)FIELD(number, gd, first_minor);
   struct cap_disk *d = bpf_map_lookup_elem(&disks, &dev);
   if (!d) return 0;
 
@@ -363,14 +404,14 @@ int issue(struct bpf_raw_tracepoint_args *ctx) {
   struct cap_inflight fresh = {};
   fresh.epoch = LOAD(c->epoch);
   fresh.boot_ns = now;
-  fresh.offset = BPF_CORE_READ(rq, __sector) << 9;
-  fresh.len = fresh.pending = fresh.remaining = BPF_CORE_READ(rq, __data_len);
+  fresh.offset = FIELD(near, rq, __sector) << 9;
+  fresh.len = fresh.pending = fresh.remaining = FIELD(near, rq, __data_len);
   fresh.disk = disk;
   fresh.first_block = d->first_block;
   fresh.blocks = d->blocks;
   fresh.is_discard = op == OP_DISCARD || op == OP_SECURE_ERASE;
   fresh.is_range = fresh.is_discard || op == OP_WRITE_ZEROES;
-  fresh.bio = (u64)BPF_CORE_READ(rq, bio);
+  fresh.bio = (u64)FIELD(near, rq, bio);
 
   u32 zero = 0;
   struct cap_stats *st = bpf_map_lookup_elem(&stats, &zero);
@@ -389,9 +430,9 @@ int issue(struct bpf_raw_tracepoint_args *ctx) {
 
   /*
    * In the table before anything else: what a barrier or a mode switch does not find there has yet to read the mode.
-   * `captured` is said beforehand: nobody acts on it before the request completes, and it is taken back below.
+   * `captured` is said beforehand: nobody acts on it before the request completes, and it is put right below.
    */
-  fresh.captured = 1;
+  fresh.captured = LOAD(c->mode) == CAP_ORDERED;
   if (bpf_map_update_elem(&inflight, &key, &fresh, BPF_ANY)) {
     ADD(c->untracked, 1);
     give_up(c, disk, CAP_R_INFLIGHT, now);
@@ -406,11 +447,17 @@ int issue(struct bpf_raw_tracepoint_args *ctx) {
   int r = 0;
   if (mode == CAP_ORDERED && !fresh.is_range) {
     open_bio(&fresh);
-    for (u32 i = 0; i < INLINE_STEPS; i++) {
+    for (u32 i = 0; i < INLINE_STEPS && fresh.captured; i++) {
       r = copy_step(c, &fresh, key);
       if (r) break;
     }
     if (r > 0) return 0;
+  } else if (mode != CAP_ORDERED && !fresh.is_range && !fresh.captured) {
+    mark_start(&fresh, 0);
+    if (mark_inline(c, &fresh)) {
+      ADD(c->disk_drops[disk], 1);
+      return 0;
+    }
   }
   struct cap_inflight *e = bpf_map_lookup_elem(&inflight, &key);
   if (!e) {
@@ -418,6 +465,8 @@ int issue(struct bpf_raw_tracepoint_args *ctx) {
     return 0;
   }
   if (mode == CAP_ORDERED && r == 0) {
+    /* Order may have been switched on since it was said. */
+    e->captured = fresh.captured = 1;
     if (fresh.is_range) {
       bpf_tail_call(ctx, &programs, CAP_P_RANGE);
     } else {
@@ -524,9 +573,11 @@ int done(struct bpf_raw_tracepoint_args *ctx) {
     /* The outcome is not what issue order says, or only now certain: the blocks are read again. */
     if (error) ADD(c->late_marks, 1);
     e->finish = full;
-    mark_start(e, (u64)BPF_CORE_READ(rq, bio));
-    bpf_tail_call(ctx, &programs, CAP_P_DONE_MARK);
-    give_up(c, disk, CAP_R_TOO_LARGE, e->boot_ns);
+    mark_start(e, e->is_range ? (u64)BPF_CORE_READ(rq, bio) : 0);
+    if (!mark_inline(c, e)) {
+      bpf_tail_call(ctx, &programs, CAP_P_DONE_MARK);
+      give_up(c, disk, CAP_R_TOO_LARGE, e->boot_ns);
+    }
   }
   if (full) bpf_map_delete_elem(&inflight, &key);
   return 0;

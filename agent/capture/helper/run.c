@@ -39,11 +39,14 @@
 #define BPF_FS 0xcafe4a11
 #define BATCH_BYTES (2u << 20)
 #define PIPE_BYTES (1 << 20)
-#define GATHER_BYTES (256u << 10)
-#define GATHER_US 4000
+#define GATHER_BYTES (512u << 10)
+#define GATHER_US 40000
+#define GATHER_STEP_US 4000
 #define BATCH_SPAN_NS 500000000ull
 #define MAX_PIECES 8192
 #define RECORD_BYTES (1u << 20)
+#define FOLD_BYTES 4096u
+#define FOLD_BLOCKS 1024u /* more than a batch has whole ones of */
 #define BARRIER_LIMIT_NS (120ull * 1000000000ull)
 
 enum { M_RING, M_CONFIG, M_DISKS, M_DIRTY, M_TAKEN, M_INFLIGHT, M_STATS, M_PROGRAMS, M_COUNT };
@@ -176,12 +179,18 @@ static size_t load_log_len;
 
 static int on_libbpf_print(enum libbpf_print_level level, const char *format, va_list args) {
   if (level == LIBBPF_DEBUG) return 0;
-  char line[8192];
-  int n = vsnprintf(line, sizeof line, format, args);
+  char *line = NULL;
+  int n = vasprintf(&line, format, args);
   if (n < 0) return 0;
-  size_t len = strlen(line), room = sizeof load_log - 1 - load_log_len;
-  if (len > room) len = room;
-  memcpy(load_log + load_log_len, line, len);
+  /* The verifier says at its end what it minds. */
+  size_t len = (size_t)n, most = sizeof load_log - 1;
+  const char *from = line;
+  if (len > most) from += len - most, len = most;
+  size_t keep = load_log_len + len > most ? most - len : load_log_len;
+  memmove(load_log, load_log + load_log_len - keep, keep);
+  memcpy(load_log + keep, from, len);
+  load_log_len = keep;
+  free(line);
   load_log_len += len;
   return 0;
 }
@@ -642,13 +651,14 @@ struct flying {
 
 static struct item items[MAX_PIECES];
 static struct record records[MAX_PIECES];
-static struct wire wires[MAX_PIECES];
+static struct wire wires[MAX_PIECES + 2 * FOLD_BLOCKS];
 static struct open_request open_list[4096];
 static struct flying *flying;
 static u32 flying_count, flying_room;
 static u64 gap_told;
 static u64 read_pos, handed_pos; /* handed: what the other side may have seen already */
-static volatile int pumping, pump_gone;
+static volatile int pumping, pump_gone, hurry;
+static volatile u64 wall_offset_ns; /* added to boot_ns it is the wall clock, as last told */
 static volatile u32 late_overlap_marks;
 
 static u64 producer_pos(void) { return __atomic_load_n(producer, __ATOMIC_ACQUIRE); }
@@ -776,7 +786,50 @@ static void square_off(int r, int from_start) {
   }
 }
 
-static struct iovec vec[MAX_PIECES + 2];
+static struct iovec vec[MAX_PIECES + 2 + 2 * FOLD_BLOCKS];
+static int ordered[MAX_PIECES];
+static u32 keep_at[MAX_PIECES], keep_used;
+static u8 keep[2 * MAX_PIECES + FOLD_BLOCKS];
+
+/* Blocks that a write further on in the batch writes anew; a place is taken if it is of this batch. */
+static struct {
+  u64 batch, block;
+  u32 disk;
+} folded[4 * FOLD_BLOCKS];
+static u64 fold_batch;
+static u32 fold_count;
+
+/* Whether the block is there; if not, it is from now on. */
+static int is_folded(u32 disk, u64 block) {
+  u64 h = (block * 0x9e3779b97f4a7c15ull) ^ disk;
+  for (u32 i = (u32)(h >> 32);; i++) {
+    u32 at = i % (sizeof folded / sizeof *folded);
+    if (folded[at].batch != fold_batch) {
+      if (fold_count < FOLD_BLOCKS) {
+        folded[at].block = block;
+        folded[at].disk = disk;
+        folded[at].batch = fold_batch;
+        fold_count++;
+      }
+      return 0;
+    }
+    if (folded[at].block == block && folded[at].disk == disk) return 1;
+  }
+}
+
+/*
+ * What of a write survives the batch: all but whole blocks that a later write of the same batch has, as with the end of
+ * a database's log, which is written with each commit. A batch is in the stream as a whole or not at all, so nobody can
+ * be set back to what is left out. Called from the last write to the first: one flag for each block that the write
+ * touches.
+ */
+static void fold(const struct wire *w, u8 *survives) {
+  u64 end = w->offset + w->len;
+  for (u64 b = w->offset / FOLD_BYTES; b * FOLD_BYTES < end; b++) {
+    int whole = b * FOLD_BYTES >= w->offset && (b + 1) * FOLD_BYTES <= end;
+    *survives++ = !(whole && is_folded(w->disk, b));
+  }
+}
 
 /*
  * Sends the ring's [read_pos, end) as one batch. The pieces of a request, interleaved with those of other CPUs, become
@@ -842,23 +895,59 @@ static void send_batch(int count, u64 end, int lost, int gap) {
   }
 
   struct batch b = {.magic = BATCH_MAGIC, .start = read_pos, .end = end, .lost = (u32)lost, .gap = (u32)gap};
+  int m = 0;
+  for (int k = out_first; k >= 0; k = records[k].next)
+    if (records[k].w.len || records[k].w.kind != CAP_WRITE) ordered[m++] = k;
+  fold_batch++;
+  fold_count = 0;
+  keep_used = 0;
+  for (int o = m - 1; o >= 0; o--) {
+    struct record *x = &records[ordered[o]];
+    if (x->w.kind != CAP_WRITE) continue;
+    keep_at[o] = keep_used;
+    keep_used += (u32)((x->w.offset + x->w.len - 1) / FOLD_BYTES - x->w.offset / FOLD_BYTES) + 1;
+    fold(&x->w, &keep[keep_at[o]]);
+  }
   int v = 2;
-  for (int k = out_first; k >= 0; k = records[k].next) {
-    if (!records[k].w.len && records[k].w.kind == CAP_WRITE) continue;
-    wires[b.records++] = records[k].w;
-    if (records[k].w.kind != CAP_WRITE) continue;
-    u64 left = records[k].w.len;
-    b.data_bytes += left;
-    for (int i = records[k].first; i >= 0 && left; i = items[i].next) {
-      u64 n = items[i].rec->len < left ? items[i].rec->len : left;
-      vec[v++] = (struct iovec){(void *)(items[i].rec + 1), n};
-      left -= n;
+  for (int o = 0; o < m; o++) {
+    struct record *x = &records[ordered[o]];
+    if (x->w.kind != CAP_WRITE) {
+      wires[b.records++] = x->w;
+      continue;
+    }
+    u64 at = x->w.offset, last = at + x->w.len;
+    struct wire *run = NULL;
+    for (int i = x->first; i >= 0 && at < last; i = items[i].next) {
+      const char *data = (const char *)(items[i].rec + 1);
+      u64 piece_end = at + items[i].rec->len < last ? at + items[i].rec->len : last;
+      while (at < piece_end) {
+        u64 block_end = (at / FOLD_BYTES + 1) * FOLD_BYTES;
+        u64 n = (block_end < piece_end ? block_end : piece_end) - at;
+        if (!keep[keep_at[o] + (u32)(at / FOLD_BYTES - x->w.offset / FOLD_BYTES)]) run = NULL;
+        else {
+          if (!run) {
+            run = &wires[b.records++];
+            *run = x->w;
+            run->offset = at;
+            run->len = 0;
+          }
+          struct iovec *l = &vec[v - 1];
+          if (v > 2 && (const char *)l->iov_base + l->iov_len == data) l->iov_len += n;
+          else vec[v++] = (struct iovec){(void *)(uintptr_t)data, n};
+          run->len += (u32)n;
+          b.data_bytes += n;
+        }
+        at += n;
+        data += n;
+      }
     }
   }
   vec[0] = (struct iovec){&b, sizeof b};
   vec[1] = (struct iovec){wires, b.records * sizeof *wires};
   write_vector(vec, v);
 }
+
+static u64 wall_second(u64 boot) { return (boot + wall_offset_ns) / 1000000000ull; }
 
 /* 1: something was sent, 0: nothing there, -1: only the beginning of requests that are still being copied. */
 static int pump_once(int force) {
@@ -879,10 +968,10 @@ static int pump_once(int force) {
         full = 1;
         break;
       }
-      /* Nor a long time: the end of a batch is a moment that the source can be recovered to. */
+      /* Nor a long time, nor the end of a second: the end of a batch is a moment that the source can be recovered to. */
       if (r->kind != CAP_DONE) {
         if (!first_boot) first_boot = r->boot_ns;
-        if (n && !open && r->boot_ns > first_boot + BATCH_SPAN_NS) break;
+        if (n && !open && (r->boot_ns > first_boot + BATCH_SPAN_NS || wall_second(r->boot_ns) > wall_second(first_boot))) break;
       }
       items[n].rec = r;
       items[n++].pos = p;
@@ -917,6 +1006,12 @@ static int pump_once(int force) {
   return 1;
 }
 
+/* Let a frame's worth come together: small batches cost more than a few milliseconds of lag are worth. */
+static void gather(void) {
+  for (u32 us = 0; us < GATHER_US && !hurry && producer_pos() - read_pos < GATHER_BYTES; us += GATHER_STEP_US) usleep(GATHER_STEP_US);
+  hurry = 0;
+}
+
 static void *pump(void *unused) {
   (void)unused;
   int ep = epoll_create1(EPOLL_CLOEXEC);
@@ -928,8 +1023,7 @@ static void *pump(void *unused) {
     int r = pump_once(stuck > 50);
     if (r > 0) {
       stuck = 0;
-      /* Let a little gather: small batches cost more than a few milliseconds of lag are worth. */
-      if (producer_pos() - read_pos < GATHER_BYTES) usleep(GATHER_US);
+      gather();
       continue;
     }
     if (r < 0 || producer_pos() != read_pos) { /* a record is being filled */
@@ -1106,6 +1200,7 @@ static void both_clocks(u64 *boot, u64 *wall) {
 static void say_status(u64 id) {
   u64 now = 0, wall = 0;
   both_clocks(&now, &wall);
+  wall_offset_ns = wall - now;
   u64 prod = producer_pos(), cons = *consumer;
   const char *mode = mode_json();
   int cpus = libbpf_num_possible_cpus();
@@ -1310,6 +1405,8 @@ static void command(char *line) {
     say("{\"id\":%llu}", (unsigned long long)id);
     _exit(0);
   } else say("{\"id\":%llu,\"failed\":\"unknown command\"}", (unsigned long long)id);
+  /* Whoever asks may wait for what is in the ring by now. */
+  if (strcmp(name, "release")) hurry = 1;
 }
 
 static u64 last_beat, last_late, last_opaque[CAP_MAX_DISKS];

@@ -1,12 +1,11 @@
 import Type, { type Static } from 'typebox';
+import { REPORT_POLICY } from '../../recovery/report.ts';
 import type { Router } from '../app.ts';
 import { AutoEndRequest, Failover, FailoverRequest, TestFailoverRequest } from '../schema.ts';
 import type { Services } from '../services.ts';
 
 const ById = Type.Object({ id: Type.String({ minLength: 1, maxLength: 64 }) });
 const Confirm = Type.Object({ confirm: Type.String({ maxLength: 256 }) });
-/** The page carries its style and its picture with it, and nothing else. */
-const REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:";
 const idOf = (request: { params: unknown }) => (request.params as { id: string }).id;
 
 export function registerFailoverRoutes(route: Router, { failovers }: Services): void {

@@ -1,4 +1,5 @@
 import Type, { type Static } from 'typebox';
+import { REPORT_POLICY } from '../../recovery/report.ts';
 import type { Router } from '../app.ts';
 import {
   Group,
@@ -115,6 +116,20 @@ export function registerGroupRoutes(route: Router, { groups }: Services): void {
     act: null,
     schema: { params: ById, response: { 200: GroupRunView } },
     handler: (request) => groups.run(idOf(request)),
+  });
+
+  route({
+    method: 'GET',
+    url: '/api/group-runs/:id/report',
+    access: 'viewer',
+    summary: 'The report of a failover or test of a group as one page',
+    act: null,
+    schema: { params: ById, response: { 200: { type: 'string' } } },
+    handler: (request, reply) =>
+      reply
+        .header('content-security-policy', REPORT_POLICY)
+        .type('text/html; charset=utf-8')
+        .send(groups.report(idOf(request))),
   });
 
   for (const [verb, summary] of [

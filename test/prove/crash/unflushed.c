@@ -103,10 +103,23 @@ static void note_data(int fd, const struct stat *file, uint64_t offset, uint64_t
   if (bytes) {
     old = malloc(bytes);
     if (!old) die("memory");
+    /* Past the page cache only whole blocks can be read. */
+    int from = fd;
+    if (fcntl(fd, F_GETFL) & O_DIRECT) {
+      char link[64];
+      snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+      REAL(open64);
+      from = real(link, O_RDONLY | O_CLOEXEC);
+      if (from < 0) die("what a write replaces");
+    }
     for (size_t done = 0; done < bytes;) {
-      ssize_t step = pread(fd, old + done, bytes - done, offset + done);
+      ssize_t step = pread(from, old + done, bytes - done, offset + done);
       if (step <= 0) die("reading what a write replaces");
       done += step;
+    }
+    if (from != fd) {
+      REAL(close);
+      real(from);
     }
     while (bytes && old[bytes - 1] == 0) bytes--;
   }

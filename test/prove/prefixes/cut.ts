@@ -88,7 +88,7 @@ export class Cuttable {
         diskId: () => 'disk',
         diskSizes: () => [this.#sizeBytes],
         onWritten: () => {},
-        onFlushed: async () => {},
+        onFlush: () => async () => {},
         gate: () => null,
         beforeUnordered: async () => {},
       },

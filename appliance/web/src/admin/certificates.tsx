@@ -4,7 +4,7 @@ import { Table, Tbody, Td, Th, Thead, Tr } from '@patternfly/react-table';
 import { Link } from 'react-router';
 import type { Certificate } from '../../../api/schema.ts';
 import { api } from '../api/client.ts';
-import { useLive } from '../api/live.ts';
+import { useLive } from '../api/use-live.ts';
 import { usePolled } from '../parts/hooks.ts';
 import { ErrorAlert, Loading, Nothing, PageHead, StateLabel, When } from '../parts/parts.tsx';
 import type { Tone } from '../parts/tone.ts';

@@ -213,6 +213,7 @@ export const api = {
   setAutoEnd: (failoverId: string, autoEnd: AutoEnd | null) =>
     post<Failover>(`/api/failovers/${id(failoverId)}/auto-end`, { autoEnd }),
   endTest: (failoverId: string) => post<Failover>(`/api/failovers/${id(failoverId)}/end-test`),
+  groupReportUrl: (runId: string) => `/api/group-runs/${id(runId)}/report`,
   reportUrl: (failoverId: string) => `/api/failovers/${id(failoverId)}/report`,
   failovers: () => call<Failover[]>('/api/failovers'),
 

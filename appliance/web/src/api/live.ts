@@ -5,7 +5,6 @@
  * events in order is always right. It cannot tell of what was removed while the page was away: for that the lists are
  * read once after every (re)connection, and only what the stream has not spoken of since is taken from them.
  */
-import { useSyncExternalStore } from 'react';
 import type {
   ApiError,
   Failover,
@@ -84,6 +83,9 @@ let noticeKey = 0;
 let versionAtLoad: string | undefined;
 /** What the stream has spoken of since it was opened, by kind and id. */
 let spoken = new Set<string>();
+/** Which of all events of the stream was the last to speak of something, by kind and id. */
+const lastEvent = new Map<string, number>();
+let eventCount = 0;
 
 function update(change: Partial<LiveState>): void {
   state = { ...state, ...change };
@@ -114,28 +116,49 @@ function keepSample(job: Job): void {
 export const samplesOf = (jobId: string): readonly Sample[] => samples.get(jobId) ?? NO_SAMPLES;
 const NO_SAMPLES: readonly Sample[] = [];
 
-function take(event: ServerEvent): void {
+/** What an event is about; undefined: about nothing that stays. */
+function subjectOf(event: ServerEvent): string | undefined {
   switch (event.type) {
     case 'source':
-      spoken.add(`source ${event.source.sourceId}`);
+      return `source ${event.source.sourceId}`;
+    case 'source-removed':
+      return `source ${event.sourceId}`;
+    case 'job':
+      return `job ${event.job.jobId}`;
+    case 'job-removed':
+      return `job ${event.jobId}`;
+    case 'failover':
+      return `failover ${event.failover.failoverId}`;
+    case 'group':
+      return `group ${event.group.groupId}`;
+    case 'group-removed':
+      return `group ${event.groupId}`;
+    case 'group-run':
+      return `group-run ${event.run.runId}`;
+    case 'notice':
+      return undefined;
+  }
+}
+
+function take(event: ServerEvent): void {
+  const subject = subjectOf(event);
+  if (subject) spoken.add(subject);
+  switch (event.type) {
+    case 'source':
       update({ sources: withEntry(state.sources, event.source.sourceId, event.source) });
       return;
     case 'source-removed':
-      spoken.add(`source ${event.sourceId}`);
       update({ sources: without(state.sources, event.sourceId) });
       return;
     case 'job':
-      spoken.add(`job ${event.job.jobId}`);
       keepSample(event.job);
       update({ jobs: withEntry(state.jobs, event.job.jobId, event.job) });
       return;
     case 'job-removed':
-      spoken.add(`job ${event.jobId}`);
       samples.delete(event.jobId);
       update({ jobs: without(state.jobs, event.jobId) });
       return;
     case 'failover':
-      spoken.add(`failover ${event.failover.failoverId}`);
       {
         const { failover } = event;
         const kept = failover.kind === 'mount' ? 'mounts' : 'failovers';
@@ -143,15 +166,12 @@ function take(event: ServerEvent): void {
       }
       return;
     case 'group':
-      spoken.add(`group ${event.group.groupId}`);
       update({ groups: withEntry(state.groups, event.group.groupId, event.group) });
       return;
     case 'group-removed':
-      spoken.add(`group ${event.groupId}`);
       update({ groups: without(state.groups, event.groupId) });
       return;
     case 'group-run':
-      spoken.add(`group-run ${event.run.runId}`);
       update({ groupRuns: withEntry(state.groupRuns, event.run.runId, event.run) });
       return;
     case 'notice':
@@ -237,13 +257,17 @@ function open(): void {
       },
     );
   };
-  const hear = (message: MessageEvent<string>) => {
+  const hear = (message: Event) => {
     if (opened !== stream) return;
+    const { data } = message as Event & { data: string };
     lastHeardMs = Date.now();
     try {
-      take(JSON.parse(message.data) as ServerEvent);
+      const event = JSON.parse(data) as ServerEvent;
+      const subject = subjectOf(event);
+      if (subject) lastEvent.set(subject, ++eventCount);
+      take(event);
     } catch (thrown) {
-      console.error('an event that the page does not understand', message.data, thrown);
+      console.error('an event that the page does not understand', data, thrown);
     }
   };
   for (const type of [
@@ -296,6 +320,7 @@ export function stopLive(): void {
   stream = undefined;
   attempts = 0;
   samples.clear();
+  lastEvent.clear();
   state = { ...EMPTY };
   update({});
 }
@@ -311,35 +336,40 @@ export function dismissNotice(key: number): void {
   update({ notices: state.notices.filter((notice) => notice.key !== key) });
 }
 
-/** What an act was answered with. Something just created may be ahead of its answer in the stream: that one stays. */
+/**
+ * Does an act and takes its answer. The answer and the stream come by two ways. What the stream said of the same thing since
+ * the act was asked for may be older than the answer or newer, but the last word is always the stream's: then the answer is
+ * not taken, nor when another stream was begun, which began with how things were.
+ */
+async function learnBy<T>(ask: () => Promise<T>, toEvent: (answer: T) => ServerEvent): Promise<T> {
+  const asked = eventCount;
+  const askedBeside = stream;
+  const answer = await ask();
+  if (stream !== askedBeside) return answer;
+  const event = toEvent(answer);
+  const subject = subjectOf(event);
+  if (!subject || (lastEvent.get(subject) ?? 0) <= asked) take(event);
+  return answer;
+}
+
+/** Acts whose answers say how something is now; each resolves with the answer. */
 export const learn = {
-  source: (source: Source) => take({ type: 'source', source }),
-  newSource: (source: Source) => {
-    if (!state.sources.has(source.sourceId)) learn.source(source);
-  },
-  job: (job: Job) => take({ type: 'job', job }),
-  newJob: (job: Job) => {
-    if (!state.jobs.has(job.jobId)) learn.job(job);
-  },
-  failover: (failover: Failover) => take({ type: 'failover', failover }),
-  group: (group: Group) => take({ type: 'group', group }),
+  source: (ask: () => Promise<Source>) => learnBy(ask, (source) => ({ type: 'source', source })),
+  job: (ask: () => Promise<Job>) => learnBy(ask, (job) => ({ type: 'job', job })),
+  /** A mount, too. */
+  failover: (ask: () => Promise<Failover>) =>
+    learnBy(ask, (failover) => ({ type: 'failover', failover })),
+  group: (ask: () => Promise<Group>) => learnBy(ask, (group) => ({ type: 'group', group })),
+  groupRun: (ask: () => Promise<GroupRunView>) =>
+    learnBy(ask, (run) => ({ type: 'group-run', run })),
   groupRemoved: (groupId: string) => take({ type: 'group-removed', groupId }),
-  newGroupRun: (run: GroupRunView) => {
-    if (!state.groupRuns.has(run.runId)) take({ type: 'group-run', run });
-  },
-  newFailover: (failover: Failover) => {
-    if (!state.failovers.has(failover.failoverId)) learn.failover(failover);
-  },
-  newMount: (mount: Failover) => {
-    if (!state.mounts.has(mount.failoverId)) learn.failover(mount);
-  },
 };
 
-function subscribe(listener: () => void): () => void {
+/** Tells of every change until the function that it returns is called. */
+export function subscribe(listener: () => void): () => void {
   listeners.add(listener);
   return () => listeners.delete(listener);
 }
 
-export function useLive(): LiveState {
-  return useSyncExternalStore(subscribe, () => state);
-}
+/** What the page knows now. */
+export const liveNow = (): LiveState => state;

@@ -127,7 +127,7 @@ export function AutoEndDialog(props: { failover: Failover; close: () => void }) 
       submit="Save"
       blocked={wanted === undefined}
       close={props.close}
-      act={async () => learn.failover(await api.setAutoEnd(failoverId, wanted ?? null))}
+      act={() => learn.failover(() => api.setAutoEnd(failoverId, wanted ?? null))}
     >
       <Form onSubmit={(event) => event.preventDefault()}>
         <AutoEndForm fields={fields} set={setFields} />

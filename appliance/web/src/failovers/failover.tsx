@@ -22,7 +22,8 @@ import { useState } from 'react';
 import { Link, useParams } from 'react-router';
 import type { Failover, FailoverStep } from '../../../api/schema.ts';
 import { api } from '../api/client.ts';
-import { learn, useLive } from '../api/live.ts';
+import { learn } from '../api/live.ts';
+import { useLive } from '../api/use-live.ts';
 import { formatClock, formatDuration } from '../format.ts';
 import { describeFailover } from '../jobs/words.ts';
 import { ConfirmDialog } from '../parts/confirm.tsx';
@@ -139,7 +140,7 @@ export function FailoverPage() {
   const { mayOperate } = useUser();
   const now = useNow();
   const [asking, setAsking] = useState<'undo' | 'commit' | 'auto-end'>();
-  const ending = useAction(async () => learn.failover(await api.endTest(failoverId)));
+  const ending = useAction(async () => learn.failover(() => api.endTest(failoverId)));
   const failover = failovers.get(failoverId);
   const crumbs: [string, string][] = [['Failovers', '/failovers']];
   if (!failover) {
@@ -381,7 +382,7 @@ export function FailoverPage() {
           typed={failover.replicaName}
           typedLabel="Type the replica's name to confirm"
           close={() => setAsking(undefined)}
-          act={async (confirm) => learn.failover(await api.undo(failover.failoverId, confirm))}
+          act={(confirm) => learn.failover(() => api.undo(failover.failoverId, confirm))}
         >
           <p>
             The replica VM is powered off and removed.{' '}
@@ -399,7 +400,7 @@ export function FailoverPage() {
           typed={failover.replicaName}
           typedLabel="Type the replica's name to confirm"
           close={() => setAsking(undefined)}
-          act={async (confirm) => learn.failover(await api.commit(failover.failoverId, confirm))}
+          act={(confirm) => learn.failover(() => api.commit(failover.failoverId, confirm))}
         >
           <p>
             The replica becomes the server for good: its disks keep what was written in it, and the

@@ -2,7 +2,7 @@ import { PageSection } from '@patternfly/react-core';
 import { BoltIcon } from '@patternfly/react-icons/dist/esm/icons/bolt-icon';
 import { Table, Tbody, Td, Th, Thead, Tr } from '@patternfly/react-table';
 import { Link } from 'react-router';
-import { useLive } from '../api/live.ts';
+import { useLive } from '../api/use-live.ts';
 import { formatDuration } from '../format.ts';
 import { describeFailover } from '../jobs/words.ts';
 import { Loading, Nothing, PageHead, StateLabel, When } from '../parts/parts.tsx';

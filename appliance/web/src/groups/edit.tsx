@@ -18,7 +18,9 @@ import { useState } from 'react';
 import { Link, useNavigate, useParams } from 'react-router';
 import type { Group } from '../../../api/schema.ts';
 import { api } from '../api/client.ts';
-import { learn, useLive } from '../api/live.ts';
+import { learn } from '../api/live.ts';
+import { useLive } from '../api/use-live.ts';
+import { TestField } from '../jobs/tests.tsx';
 import { scheduleLabel } from '../jobs/words.ts';
 import { useAction } from '../parts/hooks.ts';
 import { ErrorAlert, Loading, Nothing, PageHead } from '../parts/parts.tsx';
@@ -57,6 +59,7 @@ function GroupForm({ group }: { group: Group | null }) {
   const [every, setEvery] = useState(group?.schedule?.everyMinutes ?? 0);
   const [quiesce, setQuiesce] = useState(group?.schedule?.quiesce ?? true);
   const [checkpoint, setCheckpoint] = useState(group?.schedule?.checkpoint ?? false);
+  const [testEvery, setTestEvery] = useState(group?.testEvery ?? 'off');
   const intervals = [...new Set([0, ...EVERY, every])].sort((a, b) => a - b);
   const others = [...groups.values()].filter((one) => one.groupId !== group?.groupId);
   const elsewhere = (jobId: string) =>
@@ -76,12 +79,13 @@ function GroupForm({ group }: { group: Group | null }) {
       name: name.trim(),
       members: [...members].map(([jobId, priority]) => ({ jobId, priority })),
       schedule: every === 0 ? null : { everyMinutes: every, quiesce, checkpoint },
+      testEvery,
       wait: waitFor === 'proof' ? { for: waitFor } : { for: waitFor, seconds: delay },
     } as const;
-    const saved = group
-      ? await api.changeGroup(group.groupId, { ...request, members: [...request.members] })
-      : await api.createGroup({ ...request, members: [...request.members] });
-    learn.group(saved);
+    const wanted = { ...request, members: [...request.members] };
+    const saved = await learn.group(() =>
+      group ? api.changeGroup(group.groupId, wanted) : api.createGroup(wanted),
+    );
     navigate(`/groups/${saved.groupId}`);
   });
   const title = group ? `Change ${group.name}` : 'New group';
@@ -201,6 +205,7 @@ function GroupForm({ group }: { group: Group | null }) {
               </>
             )}
           </FormGroup>
+          <TestField id="group-test-schedule" every={testEvery} set={setTestEvery} />
           <ErrorAlert error={saving.error} id="group-error" />
           <ActionGroup>
             <Button

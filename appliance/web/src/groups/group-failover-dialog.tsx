@@ -4,7 +4,8 @@ import { useState } from 'react';
 import { useNavigate } from 'react-router';
 import type { Group, GroupFailoverRequest, GroupPoints } from '../../../api/schema.ts';
 import { ApiFailure, api } from '../api/client.ts';
-import { learn, useLive } from '../api/live.ts';
+import { learn } from '../api/live.ts';
+import { useLive } from '../api/use-live.ts';
 import { formatAbsolute } from '../format.ts';
 import { ConfirmDialog } from '../parts/confirm.tsx';
 import { Fact } from '../parts/parts.tsx';
@@ -53,13 +54,15 @@ export function GroupFailoverDialog(props: {
       {...(test ? {} : { typed: group.name, typedLabel: "Type the group's name to confirm" })}
       close={props.close}
       act={async (confirm) => {
-        const run = await api.failOverGroup(group.groupId, request(confirm)).catch((error) => {
-          if (error instanceof ApiFailure && error.error.code === 'UND_FAILOVER_SOURCE_ALIVE') {
-            setAnswers(true);
-          }
-          throw error;
-        });
-        learn.newGroupRun(run);
+        const asked = request(confirm);
+        const run = await learn
+          .groupRun(() => api.failOverGroup(group.groupId, asked))
+          .catch((error) => {
+            if (error instanceof ApiFailure && error.error.code === 'UND_FAILOVER_SOURCE_ALIVE') {
+              setAnswers(true);
+            }
+            throw error;
+          });
         navigate(`/group-runs/${run.runId}`);
       }}
     >

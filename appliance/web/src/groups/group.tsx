@@ -17,7 +17,9 @@ import { useState } from 'react';
 import { Link, useNavigate, useParams } from 'react-router';
 import type { Group, GroupPoints } from '../../../api/schema.ts';
 import { api } from '../api/client.ts';
-import { learn, useLive } from '../api/live.ts';
+import { learn } from '../api/live.ts';
+import { useLive } from '../api/use-live.ts';
+import { testScheduleWords } from '../jobs/tests.tsx';
 import { Timeline } from '../jobs/timeline.tsx';
 import { wholeRange } from '../jobs/timeline-view.ts';
 import { describeJob, scheduleLabel } from '../jobs/words.ts';
@@ -148,7 +150,7 @@ function Shown({ group }: { group: Group }) {
             )}
           </CardBody>
         </Card>
-        <Runs groupId={group.groupId} />
+        <Runs group={group} />
       </PageSection>
       {(asking === 'failover' || asking === 'test') && (
         <GroupFailoverDialog
@@ -321,16 +323,18 @@ function Points(props: {
   );
 }
 
-function Runs({ groupId }: { groupId: string }) {
+function Runs({ group: { groupId, testEvery } }: { group: Group }) {
   const { groupRuns } = useLive();
   const mine = [...groupRuns.values()]
     .filter((run) => run.groupId === groupId)
     .sort((a, b) => b.startedAt.localeCompare(a.startedAt));
-  if (mine.length === 0) return null;
   return (
     <Card>
       <CardTitle component="h2">Failovers and tests</CardTitle>
-      <CardBody>
+      <CardBody className="und-stack">
+        <p className="und-quiet" id="group-tests-schedule">
+          Tests: {testScheduleWords(testEvery)}.
+        </p>
         <Table aria-label="Failovers and tests" id="group-run-table" variant="compact">
           <Tbody>
             {mine.slice(0, 10).map((run) => {
@@ -347,6 +351,11 @@ function Runs({ groupId }: { groupId: string }) {
                   </Td>
                   <Td dataLabel="Started">
                     <When at={run.startedAt} />
+                  </Td>
+                  <Td dataLabel="Report">
+                    <a href={api.groupReportUrl(run.runId)} target="_blank" rel="noreferrer">
+                      Report
+                    </a>
                   </Td>
                 </Tr>
               );

@@ -2,7 +2,7 @@ import { Button, PageSection } from '@patternfly/react-core';
 import { LayerGroupIcon } from '@patternfly/react-icons/dist/esm/icons/layer-group-icon';
 import { Table, Tbody, Td, Th, Thead, Tr } from '@patternfly/react-table';
 import { Link } from 'react-router';
-import { useLive } from '../api/live.ts';
+import { useLive } from '../api/use-live.ts';
 import { count } from '../format.ts';
 import { Loading, Nothing, PageHead, StateLabel, When } from '../parts/parts.tsx';
 import { useUser } from '../session/session.tsx';

@@ -14,7 +14,7 @@ import { useState } from 'react';
 import { Link, useParams } from 'react-router';
 import type { GroupRunView } from '../../../api/schema.ts';
 import { api } from '../api/client.ts';
-import { useLive } from '../api/live.ts';
+import { useLive } from '../api/use-live.ts';
 import { formatDuration } from '../format.ts';
 import { ConfirmDialog } from '../parts/confirm.tsx';
 import { useAction, useNow } from '../parts/hooks.ts';
@@ -145,6 +145,16 @@ function Shown({ run }: { run: GroupRunView }) {
               )}
               <Fact term="Started">
                 <When at={run.startedAt} />
+              </Fact>
+              <Fact term="Report">
+                <a
+                  href={api.groupReportUrl(run.runId)}
+                  target="_blank"
+                  rel="noreferrer"
+                  id="group-run-report"
+                >
+                  Open
+                </a>
               </Fact>
               <Fact term="Took">{formatDuration(tookMs)}</Fact>
               {test?.verdict && (

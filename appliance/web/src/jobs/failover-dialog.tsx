@@ -3,7 +3,8 @@ import { useState } from 'react';
 import { useNavigate } from 'react-router';
 import type { Job, Source } from '../../../api/schema.ts';
 import { ApiFailure, api } from '../api/client.ts';
-import { learn, useLive } from '../api/live.ts';
+import { learn } from '../api/live.ts';
+import { useLive } from '../api/use-live.ts';
 import { AutoEndForm } from '../failovers/auto-end.tsx';
 import { autoEndFields, autoEndOf } from '../failovers/auto-end-fields.ts';
 import { formatDuration } from '../format.ts';
@@ -60,26 +61,28 @@ export function FailoverDialog(props: {
       blocked={(planned && !units.ok) || point === null || autoEnd === undefined}
       close={props.close}
       act={async (confirm) => {
-        const failover = await api
-          .failOver(
-            job.jobId,
-            planned && units.ok
-              ? {
-                  kind: 'planned',
-                  confirm,
-                  stopUnits: units.units,
-                  powerOff: fields.powerOff,
-                  autoEnd,
-                  isolateOnReturn,
-                }
-              : {
-                  kind: 'unplanned',
-                  confirm,
-                  point: point ?? undefined,
-                  evenIfAlive,
-                  autoEnd,
-                  isolateOnReturn,
-                },
+        const failover = await learn
+          .failover(() =>
+            api.failOver(
+              job.jobId,
+              planned && units.ok
+                ? {
+                    kind: 'planned',
+                    confirm,
+                    stopUnits: units.units,
+                    powerOff: fields.powerOff,
+                    autoEnd,
+                    isolateOnReturn,
+                  }
+                : {
+                    kind: 'unplanned',
+                    confirm,
+                    point: point ?? undefined,
+                    evenIfAlive,
+                    autoEnd,
+                    isolateOnReturn,
+                  },
+            ),
           )
           .catch((error) => {
             if (error instanceof ApiFailure && error.error.code === 'UND_FAILOVER_SOURCE_ALIVE') {
@@ -87,7 +90,6 @@ export function FailoverDialog(props: {
             }
             throw error;
           });
-        learn.newFailover(failover);
         navigate(`/failovers/${failover.failoverId}`);
       }}
     >

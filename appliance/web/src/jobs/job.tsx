@@ -22,7 +22,8 @@ import { useState } from 'react';
 import { Link, useNavigate, useParams } from 'react-router';
 import type { Job, JobDisk } from '../../../api/schema.ts';
 import { api } from '../api/client.ts';
-import { learn, SAMPLES_KEPT_MS, samplesOf, useLive } from '../api/live.ts';
+import { learn, SAMPLES_KEPT_MS, samplesOf } from '../api/live.ts';
+import { useLive } from '../api/use-live.ts';
 import { count, formatBytes, formatDuration, formatRate, percentOf } from '../format.ts';
 import { LiveChart } from '../parts/chart.tsx';
 import { ConfirmDialog } from '../parts/confirm.tsx';
@@ -268,9 +269,9 @@ function SettingsDialog(props: { job: Job; close: () => void }) {
         limit === undefined || !excluded.ok || history === undefined || !checks.ok || !units.ok
       }
       close={props.close}
-      act={async () =>
-        learn.job(
-          await api.patchJob(job.jobId, {
+      act={() =>
+        learn.job(() =>
+          api.patchJob(job.jobId, {
             compression: fields.compression,
             bandwidthLimitBytesPerSec: limit,
             ringBytes: ringBytes(fields),
@@ -446,7 +447,7 @@ export function JobPage() {
   const [dialog, setDialog] = useState<Open>();
   const job = jobs.get(jobId);
   const pauseResume = useAction(async (resume: boolean) =>
-    learn.job(resume ? await api.resumeJob(jobId) : await api.pauseJob(jobId)),
+    learn.job(() => (resume ? api.resumeJob(jobId) : api.pauseJob(jobId))),
   );
   const crumbs: [string, string][] = [['Protection jobs', '/jobs']];
   if (!job) {
@@ -689,7 +690,7 @@ export function JobPage() {
           title={`Compare ${job.sourceName} with its replica?`}
           submit="Start difference mirror"
           close={close}
-          act={async () => learn.job(await api.mirrorJob(job.jobId))}
+          act={() => learn.job(() => api.mirrorJob(job.jobId))}
         >
           <p>
             All {count(job.disks.length, 'disk')} are read on both sides and what differs is sent

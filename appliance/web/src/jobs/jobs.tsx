@@ -9,7 +9,7 @@ import { ShieldAltIcon } from '@patternfly/react-icons/dist/esm/icons/shield-alt
 import { Table, Tbody, Td, Th, Thead, Tr } from '@patternfly/react-table';
 import { Link, useSearchParams } from 'react-router';
 import type { Job } from '../../../api/schema.ts';
-import { useLive } from '../api/live.ts';
+import { useLive } from '../api/use-live.ts';
 import { formatRate, percentOf } from '../format.ts';
 import { useNow } from '../parts/hooks.ts';
 import { Ago, Loading, Nothing, PageHead, StateLabel } from '../parts/parts.tsx';

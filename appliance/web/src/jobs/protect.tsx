@@ -12,6 +12,7 @@ import {
   InputGroupItem,
   InputGroupText,
   PageSection,
+  Radio,
   Spinner,
   TextInput,
   Wizard,
@@ -22,7 +23,8 @@ import { type ReactNode, useEffect, useMemo, useRef, useState } from 'react';
 import { Link, useNavigate, useParams } from 'react-router';
 import type { HostView, ProtectPlan, ProtectRequest, Source } from '../../../api/schema.ts';
 import { api } from '../api/client.ts';
-import { learn, useLive } from '../api/live.ts';
+import { learn } from '../api/live.ts';
+import { useLive } from '../api/use-live.ts';
 import { count, formatBytes, formatRate } from '../format.ts';
 import { useAction, usePolled } from '../parts/hooks.ts';
 import { ErrorAlert, Fact, Loading, Nothing, PageHead, Usage } from '../parts/parts.tsx';
@@ -154,6 +156,32 @@ function DisksStep(props: {
   );
 }
 
+/**
+ * One of a table's rows. Not the table's own `select`: that gives all radio buttons of a page one name, and of those a
+ * browser lets only one be chosen, so two tables would take each other's choice away.
+ */
+function Choice(props: {
+  group: string;
+  value: string;
+  label: string;
+  isChosen: boolean;
+  isDisabled: boolean;
+  choose: () => void;
+}) {
+  return (
+    <Td className="pf-v6-c-table__check">
+      <Radio
+        id={`${props.group}-choice-${props.value}`}
+        name={props.group}
+        aria-label={props.label}
+        isChecked={props.isChosen}
+        isDisabled={props.isDisabled}
+        onChange={props.choose}
+      />
+    </Td>
+  );
+}
+
 function TargetStep(props: {
   host: HostView;
   neededBytes: number;
@@ -189,17 +217,15 @@ function TargetStep(props: {
           </Tr>
         </Thead>
         <Tbody>
-          {host.pools.map((pool, rowIndex) => (
+          {host.pools.map((pool) => (
             <Tr key={pool.name} id={`protect-pool-${pool.name}`} data-usable={pool.usable}>
-              <Td
-                select={{
-                  rowIndex,
-                  variant: 'radio',
-                  isSelected: fields.pool === pool.name,
-                  isDisabled: !pool.usable,
-                  onSelect: () => set({ pool: pool.name }),
-                  props: { 'aria-label': `Store in ${pool.name}` },
-                }}
+              <Choice
+                group="protect-pool"
+                value={pool.name}
+                label={`Store in ${pool.name}`}
+                isChosen={fields.pool === pool.name}
+                isDisabled={!pool.usable}
+                choose={() => set({ pool: pool.name })}
               />
               <Td dataLabel="Storage pool">
                 {pool.name}
@@ -235,17 +261,15 @@ function TargetStep(props: {
           </Tr>
         </Thead>
         <Tbody>
-          {host.networks.map((network, rowIndex) => (
+          {host.networks.map((network) => (
             <Tr key={network.name} id={`protect-network-${network.name}`}>
-              <Td
-                select={{
-                  rowIndex,
-                  variant: 'radio',
-                  isSelected: fields.network === network.name,
-                  isDisabled: !network.active,
-                  onSelect: () => set({ network: network.name }),
-                  props: { 'aria-label': `Connect to ${network.name}` },
-                }}
+              <Choice
+                group="protect-network"
+                value={network.name}
+                label={`Connect to ${network.name}`}
+                isChosen={fields.network === network.name}
+                isDisabled={!network.active}
+                choose={() => set({ network: network.name })}
               />
               <Td dataLabel="Network">
                 {network.name}
@@ -473,8 +497,7 @@ function ProtectWizard(props: { source: Source }) {
   const [plan, setPlan] = useState<ProtectPlan>();
   const planning = useAction(async (asked: ProtectRequest) => setPlan(await api.planJob(asked)));
   const start = useAction(async (asked: ProtectRequest) => {
-    const job = await api.createJob(asked);
-    learn.newJob(job);
+    const job = await learn.job(() => api.createJob(asked));
     navigate(`/jobs/${job.jobId}`);
   });
 

@@ -16,7 +16,7 @@ import { Table, Tbody, Td, Th, Thead, Tr } from '@patternfly/react-table';
 import { useState } from 'react';
 import type { Job, JobPoints, JournalCheck } from '../../../api/schema.ts';
 import { api } from '../api/client.ts';
-import { useLive } from '../api/live.ts';
+import { useLive } from '../api/use-live.ts';
 import { count, formatAbsolute, formatBytes, formatDuration, formatRate } from '../format.ts';
 import { OpenPointDialog } from '../mounts/open-dialog.tsx';
 import { OpenMounts } from '../mounts/open-mounts.tsx';

@@ -13,9 +13,10 @@ import {
 import { Table, Tbody, Td, Th, Thead, Tr } from '@patternfly/react-table';
 import { useState } from 'react';
 import { Link, useNavigate } from 'react-router';
-import type { Job, JobSettingsPatch } from '../../../api/schema.ts';
+import type { Job, TestEvery } from '../../../api/schema.ts';
 import { api } from '../api/client.ts';
-import { learn, useLive } from '../api/live.ts';
+import { learn } from '../api/live.ts';
+import { useLive } from '../api/use-live.ts';
 import { ConfirmDialog } from '../parts/confirm.tsx';
 import { StateLabel, When } from '../parts/parts.tsx';
 import { chosenMoment, chosenPoint } from './chosen-point.ts';
@@ -23,13 +24,16 @@ import { PointChoice } from './point-choice.tsx';
 import { checksInWords } from './test-checks.ts';
 import { describeFailover } from './words.ts';
 
-type TestEvery = NonNullable<JobSettingsPatch['testEvery']>;
 const EVERY: Record<TestEvery, string> = {
   off: 'No schedule',
   daily: 'Every day',
   weekly: 'Every Sunday',
   monthly: 'On the first of every month',
 };
+
+export const testScheduleWords = (every: TestEvery = 'off'): string =>
+  every === 'off' ? EVERY.off : `${EVERY[every]}, at 03:00 UTC`;
+
 const KEPT: [number, string][] = [
   [0, 'Until its verdict'],
   [15, '15 minutes longer'],
@@ -54,8 +58,8 @@ export function TestDialog(props: { job: Job; atMs: number | null; close: () => 
       blocked={point === null}
       close={props.close}
       act={async () => {
-        const test = await api.testFailover(job.jobId, { point: point ?? undefined, keepMinutes });
-        learn.newFailover(test);
+        const asked = { point: point ?? undefined, keepMinutes };
+        const test = await learn.failover(() => api.testFailover(job.jobId, asked));
         navigate(`/failovers/${test.failoverId}`);
       }}
     >
@@ -106,8 +110,7 @@ export function TestsCard(props: { job: Job; mayTest: boolean; test: () => void 
       </CardTitle>
       <CardBody className="und-stack">
         <p className="und-quiet" id="job-tests-schedule">
-          {EVERY[job.settings.testEvery ?? 'off']}
-          {(job.settings.testEvery ?? 'off') !== 'off' && ', at 03:00 UTC'}.
+          {testScheduleWords(job.settings.testEvery)}.
         </p>
         <p className="und-quiet" id="job-tests-checks">
           {checks ? `Beside the boot it checks ${checks}.` : 'It checks nothing beside the boot.'}
@@ -156,12 +159,17 @@ export function TestsCard(props: { job: Job; mayTest: boolean; test: () => void 
   );
 }
 
-/** The schedule, as a field of the job's settings. */
-export function TestField(props: { every: TestEvery; set: (every: TestEvery) => void }) {
+/** The schedule, as a field of a form. */
+export function TestField(props: {
+  id?: string;
+  every: TestEvery;
+  set: (every: TestEvery) => void;
+}) {
+  const { id = 'test-schedule' } = props;
   return (
-    <FormGroup label="Test failovers" fieldId="test-schedule">
+    <FormGroup label="Test failovers" fieldId={id}>
       <FormSelect
-        id="test-schedule"
+        id={id}
         value={props.every}
         onChange={(_event, value) => props.set(value as TestEvery)}
       >

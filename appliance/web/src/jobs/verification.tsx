@@ -12,7 +12,7 @@ const LABELS: Record<Every, string> = { off: 'Only on demand', daily: 'Daily', w
 
 export function VerifyButton(props: { job: Job }) {
   const { job } = props;
-  const verify = useAction(async () => learn.job(await api.verifyJob(job.jobId)));
+  const verify = useAction(async () => learn.job(() => api.verifyJob(job.jobId)));
   const running = job.disks.every(({ verification }) => verification.running);
   return (
     <>

@@ -12,7 +12,8 @@ import {
 } from '@patternfly/react-core';
 import { Link, useParams } from 'react-router';
 import { api } from '../api/client.ts';
-import { learn, useLive } from '../api/live.ts';
+import { learn } from '../api/live.ts';
+import { useLive } from '../api/use-live.ts';
 import { Step } from '../failovers/failover.tsx';
 import { useAction } from '../parts/hooks.ts';
 import { ErrorAlert, Fact, Loading, Nothing, PageHead, StateLabel, When } from '../parts/parts.tsx';
@@ -25,7 +26,7 @@ export function MountPage() {
   const { mountId = '' } = useParams();
   const { mounts, jobs, synced } = useLive();
   const { mayOperate } = useUser();
-  const ending = useAction(async () => learn.failover(await api.endMount(mountId)));
+  const ending = useAction(async () => learn.failover(() => api.endMount(mountId)));
   const found = mounts.get(mountId);
   if (!found?.mount) {
     if (!synced) return <Loading what="the recovery point" />;

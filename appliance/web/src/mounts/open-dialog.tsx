@@ -33,8 +33,7 @@ export function OpenPointDialog(props: { job: Job; atMs: number | null; close: (
       close={props.close}
       act={async () => {
         const request = { point: point ?? undefined, purpose, keepMinutes };
-        const mount = await api.mount(job.jobId, request);
-        learn.newMount(mount);
+        const mount = await learn.failover(() => api.mount(job.jobId, request));
         navigate(`/mounts/${mount.failoverId}`);
       }}
     >

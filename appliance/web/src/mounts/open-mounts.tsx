@@ -2,7 +2,7 @@
 import { List, ListItem } from '@patternfly/react-core';
 import { Link } from 'react-router';
 import type { Job } from '../../../api/schema.ts';
-import { useLive } from '../api/live.ts';
+import { useLive } from '../api/use-live.ts';
 import { StateLabel, When } from '../parts/parts.tsx';
 import { describeMount } from './words.ts';
 

@@ -12,7 +12,7 @@ import {
 import { ShieldAltIcon } from '@patternfly/react-icons/dist/esm/icons/shield-alt-icon';
 import { Link } from 'react-router';
 import { api } from '../api/client.ts';
-import { useLive } from '../api/live.ts';
+import { useLive } from '../api/use-live.ts';
 import { HostUse } from '../host/host.tsx';
 import { JobTable } from '../jobs/jobs.tsx';
 import { describeFailover, describeJob, type Heap, heapOf } from '../jobs/words.ts';

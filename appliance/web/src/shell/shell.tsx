@@ -24,7 +24,8 @@ import {
 } from '@patternfly/react-core';
 import { useEffect } from 'react';
 import { Link, Outlet, useLocation } from 'react-router';
-import { dismissNotice, retryNow, useLive } from '../api/live.ts';
+import { dismissNotice, retryNow } from '../api/live.ts';
+import { useLive } from '../api/use-live.ts';
 import { formatClock, formatRelative } from '../format.ts';
 import { useNow } from '../parts/hooks.ts';
 import { useSession, useUser } from '../session/session.tsx';

@@ -14,7 +14,8 @@ import { type ReactNode, useEffect, useRef, useState } from 'react';
 import { Link, useNavigate } from 'react-router';
 import type { PreflightReport } from '../../../api/schema.ts';
 import { api } from '../api/client.ts';
-import { learn, useLive } from '../api/live.ts';
+import { learn } from '../api/live.ts';
+import { useLive } from '../api/use-live.ts';
 import { formatClock } from '../format.ts';
 import { useAction } from '../parts/hooks.ts';
 import { ErrorAlert, PageHead } from '../parts/parts.tsx';
@@ -47,8 +48,7 @@ export function AddSourcePage() {
     setReport(await api.preflight(sshTarget(fields, acceptHostKey)));
   });
   const install = useAction(async () => {
-    const source = await api.addSource(sshTarget(fields, accepted));
-    learn.newSource(source);
+    const source = await learn.source(() => api.addSource(sshTarget(fields, accepted)));
     setSourceId(source.sourceId);
     // The credentials are not needed any more: they leave the page's memory, too.
     setFields((now) => ({ ...now, password: '', privateKey: '', passphrase: '' }));

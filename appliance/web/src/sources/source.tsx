@@ -18,7 +18,8 @@ import { useState } from 'react';
 import { Link, useNavigate, useParams } from 'react-router';
 import type { JobFigures, Source, SourceDisk } from '../../../api/schema.ts';
 import { api } from '../api/client.ts';
-import { learn, useLive } from '../api/live.ts';
+import { learn } from '../api/live.ts';
+import { useLive } from '../api/use-live.ts';
 import { formatBytes, percentOf } from '../format.ts';
 import { ConfirmDialog } from '../parts/confirm.tsx';
 import { useAction } from '../parts/hooks.ts';
@@ -357,7 +358,7 @@ function CertificateCard(props: { source: Source; agent: JobFigures['agent'] }) 
             danger={asking === 'revoke'}
             typed={asking === 'revoke' ? source.name : undefined}
             close={() => setAsking(undefined)}
-            act={async () => learn.source(await api.certificate(source.sourceId, asking))}
+            act={() => learn.source(() => api.certificate(source.sourceId, asking))}
           >
             <p>
               {asking === 'renew'
@@ -376,7 +377,7 @@ export function SourcePage() {
   const { sources, jobs, synced } = useLive();
   const { mayOperate } = useUser();
   const [uninstalling, setUninstalling] = useState(false);
-  const refresh = useAction(async () => learn.source(await api.refreshInventory(sourceId)));
+  const refresh = useAction(async () => learn.source(() => api.refreshInventory(sourceId)));
   const source = sources.get(sourceId);
   const crumbs: [string, string][] = [['Source servers', '/sources']];
   if (!source) {

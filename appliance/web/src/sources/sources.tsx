@@ -3,7 +3,7 @@ import { ServerIcon } from '@patternfly/react-icons/dist/esm/icons/server-icon';
 import { Table, Tbody, Td, Th, Thead, Tr } from '@patternfly/react-table';
 import { Link } from 'react-router';
 import type { Source } from '../../../api/schema.ts';
-import { useLive } from '../api/live.ts';
+import { useLive } from '../api/use-live.ts';
 import { count, formatBytes } from '../format.ts';
 import { describeJob } from '../jobs/words.ts';
 import { Loading, Nothing, PageHead, StateLabel } from '../parts/parts.tsx';

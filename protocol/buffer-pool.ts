@@ -4,8 +4,8 @@ const LARGEST_BYTES = 4 * 1024 * 1024;
 const IDLE_BYTES = 4 * 1024 * 1024;
 
 /**
- * Buffers that are used again. A fresh one for each batch costs its page faults, and a garbage collection of the whole
- * heap for every few dozen MiB of them, which was a third of the agent's processor time.
+ * Buffers that are used again. A fresh one for each batch or frame costs its page faults, and a garbage collection of the
+ * whole heap for every few dozen MiB of them, which was a third of the agent's processor time.
  */
 export class BufferPool {
   /** By size, a power of two. */
