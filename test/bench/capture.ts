@@ -7,7 +7,7 @@
  * Variant `equal`: all compete as equals, which is harder than any real source; only when asked for.
  * A load that the link does not take is at first captured in order, until the ring is full, and costs more then than later:
  * rounds of a few seconds show that, longer ones what a source that writes so all the time would see.
- * Part `apart`: a 4k write at depth 1, with each of those who share the processors standing still in turn.
+ * Part `apart`: 4k writes, with each of those who share the processors standing still in turn.
  * Media: `disk`, a file on this machine's disk, with a disk's latency; `memory`, a file in memory: nothing to hide behind.
  *
  * --set rounds=N seconds=N variants=disk/unit,disk/equal,memory/unit parts=fio,pgbench,apart,sustained,lag,hook
@@ -207,19 +207,24 @@ async function* fioRows(
 
 /** So long the agent's window takes what one writer writes, with nobody there who acknowledges it. */
 const WINDOW_SECONDS = 1.4;
+/** What a ring must hold so that nobody has to read it for that long, at depth 32. */
+const DEEP_RING_BYTES = 1024 * MIB;
 
 /**
  * What a source would lose whose appliance is another machine: the appliance's process stands still as long as the window
- * lasts. And what the programs in the kernel take alone: agent and helper stand still too, and the ring holds it all.
+ * lasts. And what the programs in the kernel take alone: agent and helper stand still too, and the ring holds it all. At
+ * depth 32 the window is full within a fifth of a second, so only the programs can be looked at.
  */
 async function* apartRows(
   variant: LabOptions,
+  depth: 1 | 32,
   plan: Plan,
   { progress }: BenchOptions,
 ): AsyncGenerator<Row> {
-  const lab = new BenchLab(variant);
+  const deep = depth > 1;
+  const lab = new BenchLab({ ...variant, ...(deep && { ringBytes: DEEP_RING_BYTES }) });
   const take = async () =>
-    (await fio(lab.dev, WINDOW_SECONDS, ['--rw=randwrite', '--bs=4k', '--iodepth=1'])).iops;
+    (await fio(lab.dev, WINDOW_SECONDS, ['--rw=randwrite', '--bs=4k', `--iodepth=${depth}`])).iops;
   const takeWithout = async (...pids: number[]) => {
     for (const pid of pids) process.kill(pid, 'SIGSTOP');
     const value = await take();
@@ -245,22 +250,26 @@ async function* apartRows(
       const before = await take();
       await lab.startAgent();
       const { agentPid, helperPid, appliancePid } = lab;
-      sides.all.push(await takeWithout());
-      sides.away.push(await takeWithout(appliancePid));
+      if (!deep) {
+        sides.all.push(await takeWithout());
+        sides.away.push(await takeWithout(appliancePid));
+      }
       sides.programs.push(await takeWithout(agentPid, helperPid, appliancePid));
       await lab.stopAgent();
       bare.push((before + (await take())) / 2);
-      const words = Object.values(sides).map((one) => one.at(-1)!.toFixed(0));
+      const words = Object.values(sides).flatMap((one) => one.at(-1)?.toFixed(0) ?? []);
       progress(
-        `apart, round ${round} of ${rounds}: ${words.join(', ')} of ${bare.at(-1)!.toFixed(0)}`,
+        `apart, depth ${depth}, round ${round} of ${rounds}: ${words.join(', ')} of ${bare.at(-1)!.toFixed(0)}`,
       );
     }
-    const name = `${variant.medium}/${variant.priority} 4k random write, queue depth 1`;
+    const name = `${variant.medium}/${variant.priority} 4k random write, queue depth ${depth}`;
     const side = (words: string, agent: number[], goal?: Goal) =>
       compared(`${name}, ${words}`, 'IOPS', { bare, agent }, goal);
-    yield side('short rounds', sides.all);
-    const judged = variant.medium === 'disk' ? { atLeast: 0.95 } : undefined;
-    yield side('the appliance stands still', sides.away, judged);
+    if (!deep) {
+      yield side('short rounds', sides.all);
+      const judged = variant.medium === 'disk' ? { atLeast: 0.95 } : undefined;
+      yield side('the appliance stands still', sides.away, judged);
+    }
     yield side('the programs in the kernel alone', sides.programs);
   } finally {
     await lab.close();
@@ -460,7 +469,9 @@ const bench: Bench = {
     const first = plan.variants[0]!;
     if (plan.parts.has('hook')) yield* hookRows(first, plan);
     if (plan.parts.has('lag')) yield* lagRows(first, plan);
-    if (plan.parts.has('apart')) yield* apartRows(first, plan, options);
+    for (const depth of [1, 32] as const) {
+      if (plan.parts.has('apart')) yield* apartRows(first, depth, plan, options);
+    }
     if (plan.parts.has('sustained')) yield* sustainedRows(first, plan, options);
     for (const variant of plan.variants) {
       if (plan.parts.has('fio')) yield* fioRows(variant, plan, options);
