@@ -411,8 +411,102 @@ export function checkFrame(frame: Buffer): FrameHeader {
 }
 
 /**
- * Unpack a checked frame's extents. The data are views into one buffer.
+ * A frame's extents by columns: what takes a frame apart for hundreds of thousands of small writes a second has no time
+ * for an object, two big integers and a view of each.
+ */
+export interface ExtentTable {
+  count: number;
+  /** Index of the disk within its job. */
+  disks: Uint16Array;
+  offsetsBytes: Float64Array;
+  lengthsBytes: Float64Array;
+  /** Where an extent's data begin in `raw`; -1: it is zero. */
+  dataAt: Int32Array;
+  raw: Buffer;
+}
+
+/**
+ * Unpack a checked frame's extents, in the order of issue.
  * @param diskSizes size in bytes of each disk by its index; an extent outside them is refused
+ * @throws UND_FRAME_INVALID
+ */
+export async function unpackTable(
+  header: FrameHeader,
+  payload: Buffer,
+  diskSizes: readonly number[],
+): Promise<ExtentTable> {
+  const { seq, kind, codec, unpackedBytes } = header;
+  if (kind === 'mark') return readTable(seq, 0, Buffer.alloc(0), diskSizes);
+  let raw = payload;
+  if (codec === 'zstd') {
+    try {
+      raw = await decompressAsync(payload, {
+        // Checked against its bound with the header; one more byte, so that one pass sees the end.
+        chunkSize: Math.max(unpackedBytes + 1, 64),
+        maxOutputLength: Math.max(unpackedBytes, 1),
+      });
+    } catch (cause) {
+      throw undError(
+        'UND_FRAME_INVALID',
+        { seq, reason: `its payload does not unpack (${(cause as Error).message})` },
+        { cause },
+      );
+    }
+  }
+  if (raw.length !== unpackedBytes) {
+    throw invalid(seq, `it unpacks to ${raw.length}, not ${unpackedBytes} bytes`);
+  }
+  return readTable(seq, header.extentCount, raw, diskSizes);
+}
+
+/** Reads and checks the table in front of an unpacked payload. */
+function readTable(
+  seq: number,
+  count: number,
+  raw: Buffer,
+  diskSizes: readonly number[],
+): ExtentTable {
+  const disks = new Uint16Array(count);
+  const offsetsBytes = new Float64Array(count);
+  const lengthsBytes = new Float64Array(count);
+  const dataAt = new Int32Array(count);
+  const view = new DataView(raw.buffer, raw.byteOffset, raw.length);
+  let at = count * EXTENT_BYTES;
+  for (let index = 0; index < count; index++) {
+    const row = index * EXTENT_BYTES;
+    const kind = EXTENT_KINDS[view.getUint8(row)];
+    if (kind === undefined) throw invalid(seq, `extent ${index} is of an unknown kind`);
+    const disk = view.getUint16(row + 2, true);
+    const sizeBytes = diskSizes[disk];
+    if (sizeBytes === undefined) throw invalid(seq, `extent ${index} names disk ${disk}`);
+    // Not exact from 2^53 on, which is far outside of any disk: refused all the same.
+    const offset = view.getUint32(row + 8, true) + view.getUint32(row + 12, true) * 2 ** 32;
+    const length = view.getUint32(row + 16, true) + view.getUint32(row + 20, true) * 2 ** 32;
+    if (length === 0 || offset + length > sizeBytes) {
+      throw invalid(
+        seq,
+        `extent ${index} (${length} bytes at ${offset}) is outside disk ${disk} of ${sizeBytes} bytes`,
+      );
+    }
+    disks[index] = disk;
+    offsetsBytes[index] = offset;
+    lengthsBytes[index] = length;
+    if (kind === 'zero') {
+      dataAt[index] = -1;
+      continue;
+    }
+    if (at + length > raw.length) {
+      throw invalid(seq, `the data of extent ${index} is not all there`);
+    }
+    dataAt[index] = at;
+    at += length;
+  }
+  if (at !== raw.length) throw invalid(seq, `${raw.length - at} bytes belong to no extent`);
+  return { count, disks, offsetsBytes, lengthsBytes, dataAt, raw };
+}
+
+/**
+ * The same, an object for each. The data are views into one buffer.
  * @throws UND_FRAME_INVALID
  */
 export async function unpackFrame(
@@ -420,54 +514,13 @@ export async function unpackFrame(
   payload: Buffer,
   diskSizes: readonly number[],
 ): Promise<FrameExtent[]> {
-  if (header.kind === 'mark') return [];
-  let raw = payload;
-  if (header.codec === 'zstd') {
-    try {
-      raw = await decompressAsync(payload, {
-        // Checked against its bound with the header; one more byte, so that one pass sees the end.
-        chunkSize: Math.max(header.unpackedBytes + 1, 64),
-        maxOutputLength: Math.max(header.unpackedBytes, 1),
-      });
-    } catch (cause) {
-      throw undError(
-        'UND_FRAME_INVALID',
-        { seq: header.seq, reason: `its payload does not unpack (${(cause as Error).message})` },
-        { cause },
-      );
-    }
-  }
-  if (raw.length !== header.unpackedBytes) {
-    throw invalid(header.seq, `it unpacks to ${raw.length}, not ${header.unpackedBytes} bytes`);
-  }
-  const extents: FrameExtent[] = [];
-  let at = header.extentCount * EXTENT_BYTES;
-  for (let index = 0; index < header.extentCount; index++) {
-    const row = index * EXTENT_BYTES;
-    const kind = EXTENT_KINDS[raw.readUInt8(row)];
-    if (kind === undefined) throw invalid(header.seq, `extent ${index} is of an unknown kind`);
-    const disk = raw.readUInt16LE(row + 2);
-    const sizeBytes = diskSizes[disk];
-    if (sizeBytes === undefined) throw invalid(header.seq, `extent ${index} names disk ${disk}`);
-    const offsetBytes = readSafe(raw, row + 8, `offset of extent ${index}`, BigInt(header.seq));
-    const lengthBytes = readSafe(raw, row + 16, `length of extent ${index}`, BigInt(header.seq));
-    if (lengthBytes === 0 || offsetBytes + lengthBytes > sizeBytes) {
-      throw invalid(
-        header.seq,
-        `extent ${index} (${lengthBytes} bytes at ${offsetBytes}) is outside disk ${disk} of ${sizeBytes} bytes`,
-      );
-    }
-    if (kind === 'zero') {
-      extents.push({ kind, disk, offsetBytes, lengthBytes });
-      continue;
-    }
-    if (at + lengthBytes > raw.length) {
-      throw invalid(header.seq, `the data of extent ${index} is not all there`);
-    }
-    const data = raw.subarray(at, at + lengthBytes);
-    extents.push({ kind, disk, offsetBytes, lengthBytes, data });
-    at += lengthBytes;
-  }
-  if (at !== raw.length) throw invalid(header.seq, `${raw.length - at} bytes belong to no extent`);
-  return extents;
+  const table = await unpackTable(header, payload, diskSizes);
+  return Array.from(table.disks, (disk, index): FrameExtent => {
+    const offsetBytes = table.offsetsBytes[index]!;
+    const lengthBytes = table.lengthsBytes[index]!;
+    const at = table.dataAt[index]!;
+    if (at < 0) return { kind: 'zero', disk, offsetBytes, lengthBytes };
+    const data = table.raw.subarray(at, at + lengthBytes);
+    return { kind: 'write', disk, offsetBytes, lengthBytes, data };
+  });
 }

@@ -3,7 +3,7 @@
  * one another.
  */
 import { type UndError, undError } from '../../protocol/errors.ts';
-import { FRAME_HEADER_BYTES, type FrameExtent, unpackFrame } from '../../protocol/frame.ts';
+import { type ExtentTable, FRAME_HEADER_BYTES, unpackTable } from '../../protocol/frame.ts';
 import type { JournalFrame } from '../journal/journal.ts';
 import { coalesce } from './coalesce.ts';
 import { type PreparedWrites, prepareWrites, type ReplicaDisk } from './replica-disk.ts';
@@ -14,7 +14,7 @@ const BATCH_FRAMES = 256;
 export class FrameBatch {
   readonly #sizes: readonly number[];
   readonly #maxBytes: number;
-  #unpacking: Array<Promise<FrameExtent[]>> = [];
+  #unpacking: Array<Promise<ExtentTable>> = [];
   #prepared: Promise<Map<number, PreparedWrites>> | undefined;
   #frames = 0;
   #bytes = 0;
@@ -39,7 +39,7 @@ export class FrameBatch {
 
   /** Begins to unpack the frame, which follows the one before; not after `prepare`. */
   add({ header, frame }: JournalFrame): void {
-    const unpacked = unpackFrame(header, frame.subarray(FRAME_HEADER_BYTES), this.#sizes);
+    const unpacked = unpackTable(header, frame.subarray(FRAME_HEADER_BYTES), this.#sizes);
     // Awaited in `prepare`, all together; until then a rejection is not unhandled.
     unpacked.catch(() => {});
     this.#unpacking.push(unpacked);
@@ -58,10 +58,10 @@ export class FrameBatch {
   }
 
   async #prepare(): Promise<Map<number, PreparedWrites>> {
-    const extents = (await Promise.all(this.#unpacking)).flat();
+    const tables = await Promise.all(this.#unpacking);
     // What the frames were is not needed any more, and it is large.
     this.#unpacking = [];
-    return new Map([...coalesce(extents)].map(([index, one]) => [index, prepareWrites(one)]));
+    return new Map([...coalesce(tables)].map(([index, one]) => [index, prepareWrites(one)]));
   }
 
   /**

@@ -4,7 +4,7 @@
  */
 import { type FileHandle, open } from 'node:fs/promises';
 import { execa } from 'execa';
-import type { DiskWrite } from './coalesce.ts';
+import type { DiskWrites } from './coalesce.ts';
 import {
   type PackedWrites,
   packSmall,
@@ -28,19 +28,43 @@ export interface PreparedWrites {
   large: Run[];
 }
 
-/** Of sorted, non-overlapping writes; neighbours go in one system call. It may be done before their turn has come. */
-export function prepareWrites(writes: readonly DiskWrite[]): PreparedWrites {
+/** Neighbours go in one system call. It may be done before the writes' turn has come. */
+export function prepareWrites(writes: DiskWrites): PreparedWrites {
+  const { count, offsetsBytes, lengthsBytes, sources, dataAt } = writes;
   const small: SmallWrite[] = [];
   const large: Run[] = [];
-  for (const { offsetBytes, lengthBytes, data } of runsOf(writes)) {
-    if (data && lengthBytes < SMALL_BYTES) small.push({ offsetBytes, lengthBytes, data });
-    else large.push({ offsetBytes, lengthBytes, data });
+  for (let from = 0, to = 0; from < count; from = to) {
+    const offsetBytes = offsetsBytes[from]!;
+    let lengthBytes = lengthsBytes[from]!;
+    to = from + 1;
+    if (sources[from] === null) {
+      large.push({ offsetBytes, lengthBytes, data: null });
+      continue;
+    }
+    while (
+      to < count &&
+      to - from < MAX_VECTORS &&
+      sources[to] !== null &&
+      offsetsBytes[to] === offsetBytes + lengthBytes
+    ) {
+      lengthBytes += lengthsBytes[to++]!;
+    }
+    if (lengthBytes < SMALL_BYTES) small.push({ from, to, lengthBytes });
+    else {
+      const data: Buffer[] = [];
+      for (let one = from; one < to; one++) {
+        const at = dataAt[one]!;
+        data.push(sources[one]!.subarray(at, at + lengthsBytes[one]!));
+      }
+      large.push({ offsetBytes, lengthBytes, data });
+    }
   }
   // In two halves, of two regions of the disk, where that is more than the handing over.
   const half = small.length < 2 * SMALL_HALF ? small.length : Math.ceil(small.length / 2);
   const packed: PackedWrites[] = [];
-  for (let at = 0; at < small.length; at += half)
-    packed.push(packSmall(small.slice(at, at + half)));
+  for (let at = 0; at < small.length; at += half) {
+    packed.push(packSmall(writes, small.slice(at, at + half)));
+  }
   return { small: packed, large };
 }
 
@@ -149,23 +173,6 @@ interface Run {
   lengthBytes: number;
   /** Null: zeroes. */
   data: Uint8Array[] | null;
-}
-
-/** Sorted writes put together where they touch. */
-function* runsOf(writes: readonly DiskWrite[]): Generator<Run> {
-  let run: (Run & { data: Uint8Array[] }) | null = null;
-  for (const { offsetBytes, lengthBytes, data } of writes) {
-    const joins = data && run && run.offsetBytes + run.lengthBytes === offsetBytes;
-    if (joins && run && run.data.length < MAX_VECTORS) {
-      run.data.push(data);
-      run.lengthBytes += lengthBytes;
-      continue;
-    }
-    if (run) yield run;
-    run = data && { offsetBytes, lengthBytes, data: [data] };
-    if (!data) yield { offsetBytes, lengthBytes, data: null };
-  }
-  if (run) yield run;
 }
 
 async function writeFully(

@@ -4,6 +4,7 @@
  * them one after the other by plain calls. Not in this thread: a disk that is slow would hold up the acknowledgements.
  */
 import { Worker } from 'node:worker_threads';
+import type { DiskWrites } from './coalesce.ts';
 import { SMALL_WRITES_WORKER, type WritesAnswer, type WritesAsk } from './small-writes-worker.ts';
 
 /** From here on a call of its own costs less than the copy. */
@@ -12,11 +13,11 @@ export const SMALL_BYTES = 128 * 1024;
 const THREADS = 2;
 const ROUND_BYTES = 1024 * 1024;
 
+/** Neighbours among a disk's writes, [from, to), that are one write together. */
 export interface SmallWrite {
-  offsetBytes: number;
+  from: number;
+  to: number;
   lengthBytes: number;
-  /** In one piece on the disk. */
-  data: readonly Uint8Array[];
 }
 
 /** Small writes in the form in which a thread takes them. */
@@ -43,18 +44,18 @@ function giveSpare(data: ArrayBuffer): void {
   if (spare.length > SPARES) spare.shift();
 }
 
-/** Copies the writes together; their own data is not needed any more. */
-export function packSmall(writes: readonly SmallWrite[]): PackedWrites {
-  const data = takeSpare(writes.reduce((sum, { lengthBytes }) => sum + lengthBytes, 0));
-  const bytes = new Uint8Array(data);
-  const spans = new Float64Array(2 * writes.length);
-  let at = 0;
-  writes.forEach((write, index) => {
-    spans[2 * index] = write.offsetBytes;
-    spans[2 * index + 1] = write.lengthBytes;
-    for (const part of write.data) {
-      bytes.set(part, at);
-      at += part.length;
+/** Copies the small ones of a disk's writes together; their own data is not needed any more. */
+export function packSmall(writes: DiskWrites, small: readonly SmallWrite[]): PackedWrites {
+  const data = takeSpare(small.reduce((sum, { lengthBytes }) => sum + lengthBytes, 0));
+  const bytes = Buffer.from(data);
+  const spans = new Float64Array(2 * small.length);
+  let to = 0;
+  small.forEach((one, index) => {
+    spans[2 * index] = writes.offsetsBytes[one.from]!;
+    spans[2 * index + 1] = one.lengthBytes;
+    for (let part = one.from; part < one.to; part++) {
+      const from = writes.dataAt[part]!;
+      to += writes.sources[part]!.copy(bytes, to, from, from + writes.lengthsBytes[part]!);
     }
   });
   return { data, spans };
