@@ -16,6 +16,8 @@ export class FrameBatch {
   readonly #maxBytes: number;
   #unpacking: Array<Promise<ExtentTable>> = [];
   #prepared: Promise<Map<number, PreparedWrites>> | undefined;
+  /** Of the frames that are looked at until they are written. */
+  readonly #releases: Array<() => void> = [];
   #frames = 0;
   #bytes = 0;
 
@@ -37,11 +39,16 @@ export class FrameBatch {
     return this.#bytes >= this.#maxBytes || this.#frames >= BATCH_FRAMES;
   }
 
-  /** Begins to unpack the frame, which follows the one before; not after `prepare`. */
-  add({ header, frame }: JournalFrame): void {
+  /** Begins to unpack the frame, which follows the one before; not after `prepare`. It is released here. */
+  add({ header, frame, release }: JournalFrame): void {
     const unpacked = unpackTable(header, frame.subarray(FRAME_HEADER_BYTES), this.#sizes);
     // Awaited in `prepare`, all together; until then a rejection is not unhandled.
     unpacked.catch(() => {});
+    if (release) {
+      // What is not packed is written from where it lies.
+      if (header.codec === 'none') this.#releases.push(release);
+      else unpacked.then(release, release);
+    }
     this.#unpacking.push(unpacked);
     this.#frames++;
     this.#bytes += FRAME_HEADER_BYTES + header.unpackedBytes;
@@ -72,12 +79,16 @@ export class FrameBatch {
     disks: ReadonlyMap<number, ReplicaDisk>,
     failed: (index: number, cause: NodeJS.ErrnoException) => UndError,
   ): Promise<void> {
-    for (const [index, writes] of await this.prepare()) {
-      const disk = disks.get(index);
-      if (!disk) throw undError('UND_INTERNAL', { reason: `replica disk ${index} is not open` });
-      await disk.write(writes).catch((error) => {
-        throw failed(index, error);
-      });
+    try {
+      for (const [index, writes] of await this.prepare()) {
+        const disk = disks.get(index);
+        if (!disk) throw undError('UND_INTERNAL', { reason: `replica disk ${index} is not open` });
+        await disk.write(writes).catch((error) => {
+          throw failed(index, error);
+        });
+      }
+    } finally {
+      for (const release of this.#releases.splice(0)) release();
     }
   }
 }

@@ -1,9 +1,14 @@
 /**
- * Memory for writes past the page cache, which the kernel takes from whole pages only. Of its buffers Node does not say
- * where they lie; the memory of a WebAssembly begins at a page. All journals share a few pieces, so that neither the
- * memory nor the threads that they take grow with the jobs: they write to one disk.
+ * Memory for reads and writes past the page cache, which the kernel takes in whole pages only. Of its buffers Node does not
+ * say where they lie; the memory of a WebAssembly begins at a page.
  */
 
+import { constants } from 'node:fs';
+import { type FileHandle, open } from 'node:fs/promises';
+
+/** No file system asks for more. */
+export const BLOCK_BYTES = 4096;
+/** Of what is written. All journals share a few, so that neither memory nor threads grow with the jobs: they write to one disk. */
 const PIECE_BYTES = 2 * 1024 * 1024;
 /**
  * Each is with a thread of the pool, of which others need one. The end of a write is noticed a turn of the event loop later,
@@ -21,13 +26,10 @@ declare namespace WebAssembly {
   }
 }
 
-function makePieces(): Uint8Array[] {
-  const pages = (PIECES * PIECE_BYTES) / WASM_PAGE_BYTES;
+function makePieces(count: number, bytes: number): Buffer[] {
+  const pages = (count * bytes) / WASM_PAGE_BYTES;
   const { buffer } = new WebAssembly.Memory({ initial: pages, maximum: pages });
-  return Array.from(
-    { length: PIECES },
-    (_, index) => new Uint8Array(buffer, index * PIECE_BYTES, PIECE_BYTES),
-  );
+  return Array.from({ length: count }, (_, index) => Buffer.from(buffer, index * bytes, bytes));
 }
 
 class SharedBuffers {
@@ -40,7 +42,7 @@ class SharedBuffers {
    * @throws RangeError when there is no such memory
    */
   async take(): Promise<Uint8Array> {
-    this.#free ??= makePieces();
+    this.#free ??= makePieces(PIECES, PIECE_BYTES);
     const free = this.#free.pop();
     return free ?? (await new Promise((resolve) => this.#waiting.push(resolve)));
   }
@@ -53,3 +55,40 @@ class SharedBuffers {
 }
 
 export const sharedBuffers = new SharedBuffers();
+
+/** Of what is read. */
+export const READ_BYTES = 1024 * 1024;
+/** Made at once: each memory of its own costs address space. */
+const MADE_AT_ONCE = 8;
+/** What two batches of frames that do not compress are read from, and what is read ahead. */
+const IDLE_READ_PIECES = 48;
+
+/**
+ * Pieces that are read into, used again: a fresh one for each read costs its page faults. Whoever never gives one back
+ * leaves it to the garbage collection.
+ */
+class ReadPieces {
+  #idle: Buffer[] = [];
+
+  take(): Buffer {
+    if (this.#idle.length === 0) this.#idle = makePieces(MADE_AT_ONCE, READ_BYTES);
+    return this.#idle.pop()!;
+  }
+
+  /** Once only, and nobody looks at it any more. */
+  give(piece: Buffer): void {
+    if (this.#idle.length < IDLE_READ_PIECES) this.#idle.push(piece);
+  }
+}
+
+export const readPieces = new ReadPieces();
+
+/** Opens a file past the page cache; null where the file system does not know that. */
+export async function openDirect(path: string, flags: number): Promise<FileHandle | null> {
+  try {
+    return await open(path, flags | constants.O_DIRECT);
+  } catch {
+    // What does not open for another reason tells so by the plain way.
+    return null;
+  }
+}

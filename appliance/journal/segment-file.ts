@@ -6,10 +6,8 @@
  */
 import { constants } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
-import { sharedBuffers } from './direct-buffers.ts';
+import { BLOCK_BYTES, openDirect, sharedBuffers } from './direct-buffers.ts';
 
-/** No file system asks for more. */
-const BLOCK_BYTES = 4096;
 /** Less than this is not worth the copy. */
 const DIRECT_BYTES = 64 * 1024;
 export class SegmentFile {
@@ -30,7 +28,12 @@ export class SegmentFile {
   /** Makes it anew, empty. */
   static async create(path: string): Promise<SegmentFile> {
     const plain = await open(path, 'w', 0o600);
-    return new SegmentFile(plain, await openDirect(path), 0, Buffer.alloc(BLOCK_BYTES));
+    return new SegmentFile(
+      plain,
+      await openDirect(path, constants.O_RDWR),
+      0,
+      Buffer.alloc(BLOCK_BYTES),
+    );
   }
 
   /** Goes on behind its first `bytes`. */
@@ -41,7 +44,7 @@ export class SegmentFile {
       const from = bytes - (bytes % BLOCK_BYTES);
       const { bytesRead } = await plain.read(last, 0, bytes - from, from);
       // One that is shorter than it was said to be: nothing is known of its end.
-      const direct = bytesRead === bytes - from ? await openDirect(path) : null;
+      const direct = bytesRead === bytes - from ? await openDirect(path, constants.O_RDWR) : null;
       return new SegmentFile(plain, direct, bytes, last);
     } catch (error) {
       await plain.close();
@@ -130,15 +133,6 @@ export class SegmentFile {
   async close(): Promise<void> {
     await this.#direct?.close();
     await this.#plain.close();
-  }
-}
-
-async function openDirect(path: string): Promise<FileHandle | null> {
-  try {
-    return await open(path, constants.O_RDWR | constants.O_DIRECT);
-  } catch {
-    // What does not open for another reason tells so by the plain way.
-    return null;
   }
 }
 

@@ -1,4 +1,5 @@
 /** A segment of the journal: a file of frames, one after the other, and how it is read. */
+import { constants } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
 import { undError } from '../../protocol/errors.ts';
 import {
@@ -8,11 +9,14 @@ import {
   type FrameHeader,
   readHeader,
 } from '../../protocol/frame.ts';
+import { BLOCK_BYTES, openDirect, READ_BYTES, readPieces } from './direct-buffers.ts';
 
 export interface JournalFrame {
   header: FrameHeader;
   /** Header and payload. */
   frame: Buffer;
+  /** Nobody looks at `frame`, or at a view of it, any more: its memory is another's. Not calling it costs a new piece. */
+  release?(): void;
 }
 
 /** `s`: the history, which stays; `m`: frames of mirror runs, which leave when they are applied. */
@@ -48,8 +52,41 @@ export function parseSegmentName(name: string): { family: Family; firstSeq: numb
   return match && { family: match[1] as Family, firstSeq: Number(match[2]) };
 }
 
-const SCAN_BYTES = 1024 * 1024;
-const NOTHING = Buffer.alloc(0);
+/** What is read past the page cache at least: less is the end of the segment that is being written. */
+const DIRECT_BYTES = 64 * 1024;
+
+/** What was read of a segment, for as long as the scan or a frame is in it. */
+class Chunk {
+  readonly at: number;
+  readonly data: Buffer;
+  readonly #piece: Buffer | null;
+  #users = 1;
+
+  /** @param piece what `data` lies in, to be given back */
+  constructor(at: number, data: Buffer, piece: Buffer | null = null) {
+    this.at = at;
+    this.data = data;
+    this.#piece = piece;
+  }
+
+  /** What it returns may be called more than once. */
+  use(): () => void {
+    this.#users++;
+    let over = false;
+    return () => {
+      if (over) return;
+      over = true;
+      this.leave();
+    };
+  }
+
+  /** Once for who made it. */
+  leave(): void {
+    if (--this.#users === 0 && this.#piece) readPieces.give(this.#piece);
+  }
+}
+
+const NOTHING = new Chunk(0, Buffer.alloc(0));
 
 /**
  * Reads a segment's frames one after the other, checking each, and the disk ahead of who takes them. It sees frames appended
@@ -59,70 +96,97 @@ export class SegmentScan {
   readonly segment: Segment;
   readonly #readBytes: number;
   #handle: FileHandle | undefined;
-  #buffer: Buffer = NOTHING;
-  #bufferAt = 0;
-  /** What follows the whole frames of the buffer, on its way from the disk. */
-  #ahead: { at: number; buffer: Promise<Buffer> } | undefined;
+  /** Past the page cache: it is read once. Null where that does not go. */
+  #direct: FileHandle | null | undefined;
+  #chunk = NOTHING;
+  /** What follows the whole frames of the chunk, on its way from the disk. */
+  #ahead: Promise<Chunk> | undefined;
   #unpackedBytes = 0;
   offsetBytes = 0;
 
   /** @param readBytes how much is read ahead: little, when payloads are passed over */
-  constructor(segment: Segment, readBytes = SCAN_BYTES) {
+  constructor(segment: Segment, readBytes = READ_BYTES) {
     this.segment = segment;
     this.#readBytes = readBytes;
   }
 
-  /** Bytes [offset, offset + length), or null if the segment does not have them. */
+  /** Bytes [offset, offset + length), in the chunk from then on; null if the segment does not have them. */
   async #bytes(offset: number, length: number): Promise<Buffer | null> {
-    const from = offset - this.#bufferAt;
-    if (from >= 0 && from + length <= this.#buffer.length) {
-      return this.#buffer.subarray(from, from + length);
-    }
+    const within = this.#within(this.#chunk, offset, length);
+    if (within) return within;
     if (offset + length > this.segment.bytes) return null;
     const ahead = this.#ahead;
     this.#ahead = undefined;
-    let buffer = (await ahead?.buffer) ?? NOTHING;
-    let at = ahead?.at ?? offset;
+    let chunk = await ahead;
     // It was read before the rest was appended, or frames were passed over since.
-    if (offset < at || offset + length > at + buffer.length) {
-      buffer = await this.#read(offset, length);
-      at = offset;
+    if (!chunk || !this.#within(chunk, offset, length)) {
+      chunk?.leave();
+      chunk = await this.#read(offset, length);
     }
-    if (buffer.length < length) return null;
-    // A fresh buffer each time: frames handed out are views into the old one.
-    this.#buffer = buffer;
-    this.#bufferAt = at;
-    this.#readAhead(offset - at);
-    return buffer.subarray(offset - at, offset - at + length);
+    this.#chunk.leave();
+    this.#chunk = chunk;
+    const found = this.#within(chunk, offset, length);
+    if (found) this.#readAhead(offset - chunk.at);
+    return found;
   }
 
-  async #read(offset: number, length: number): Promise<Buffer> {
+  #within({ at, data }: Chunk, offset: number, length: number): Buffer | null {
+    const from = offset - at;
+    return from >= 0 && from + length <= data.length ? data.subarray(from, from + length) : null;
+  }
+
+  async #read(offset: number, length: number): Promise<Chunk> {
+    const direct = await this.#readDirect(offset, length);
+    if (direct) return direct;
     this.#handle ??= await open(this.segment.path, 'r');
     const size = Math.min(Math.max(length, this.#readBytes), this.segment.bytes - offset);
     const buffer = Buffer.allocUnsafe(size);
     const { bytesRead } = await this.#handle.read(buffer, 0, size, offset);
-    return buffer.subarray(0, bytesRead);
+    return new Chunk(offset, buffer.subarray(0, bytesRead));
+  }
+
+  /** Whole blocks only; null where that is not what is wanted, or does not go: the plain way says why. */
+  async #readDirect(offset: number, length: number): Promise<Chunk | null> {
+    if (this.#readBytes < READ_BYTES || this.#direct === null) return null;
+    const from = offset - (offset % BLOCK_BYTES);
+    const bytes = this.segment.bytes - from;
+    const size = Math.min(READ_BYTES, bytes - (bytes % BLOCK_BYTES));
+    if (size < DIRECT_BYTES || from + size < offset + length) return null;
+    this.#direct ??= await openDirect(this.segment.path, constants.O_RDONLY);
+    if (!this.#direct) return null;
+    const piece = readPieces.take();
+    try {
+      const { bytesRead } = await this.#direct.read(piece, 0, size, from);
+      if (bytesRead === size) {
+        return new Chunk(offset, piece.subarray(offset - from, size), piece);
+      }
+    } catch {
+      // The plain way says why.
+    }
+    readPieces.give(piece);
+    await this.#direct.close();
+    this.#direct = null;
+    return null;
   }
 
   /**
    * Whoever reads little passes over payloads, and nobody knows where it reads next.
-   * @param within where in the buffer a frame begins
+   * @param within where in the chunk a frame begins
    */
   #readAhead(within: number): void {
-    if (this.#readBytes < SCAN_BYTES) return;
+    if (this.#readBytes < READ_BYTES) return;
+    const { at, data } = this.#chunk;
     const from = within;
-    while (within + FRAME_HEADER_BYTES <= this.#buffer.length) {
-      const end = within + claimedFrameBytes(this.#buffer, within);
-      if (end > this.#buffer.length) break;
+    while (within + FRAME_HEADER_BYTES <= data.length) {
+      const end = within + claimedFrameBytes(data, within);
+      if (end > data.length) break;
       within = end;
     }
-    const at = this.#bufferAt + within;
     // Nothing whole in it, or nothing behind it.
-    if (within === from || at >= this.segment.bytes) return;
-    const buffer = this.#read(at, 0);
+    if (within === from || at + within >= this.segment.bytes) return;
+    this.#ahead = this.#read(at + within, 0);
     // Thrown where it is awaited; until then it is not unhandled.
-    buffer.catch(() => {});
-    this.#ahead = { at, buffer };
+    this.#ahead.catch(() => {});
   }
 
   async peek(): Promise<FrameHeader | null> {
@@ -150,12 +214,19 @@ export class SegmentScan {
     checkFrame(frame);
     this.offsetBytes += length;
     this.#unpackedBytes += header.unpackedBytes;
-    return { header, frame };
+    return { header, frame, release: this.#chunk.use() };
   }
 
   async close(): Promise<void> {
+    const ahead = this.#ahead;
+    this.#ahead = undefined;
+    await ahead?.then((chunk) => chunk.leave()).catch(() => {});
+    this.#chunk.leave();
+    this.#chunk = NOTHING;
     await this.#handle?.close();
     this.#handle = undefined;
+    await this.#direct?.close();
+    this.#direct = undefined;
   }
 }
 
