@@ -445,7 +445,7 @@ export class FailoverEngine {
     const act = autoEnd ? 'ended by itself' : 'kept from ending by itself';
     const next = await this.#ask(failoverId, { type: 'auto-end-set', autoEnd }, act);
     // Told once more: `#ask` told of it with the word of before.
-    if (this.#heldBack.delete(failoverId)) this.#options.onChange?.(this.#view(next));
+    this.#setHeldBack(failoverId, null);
     clearTimeout(this.#timers.get(failoverId));
     this.#drive(failoverId);
     return this.#view(next);
@@ -589,8 +589,11 @@ export class FailoverEngine {
       return true;
     }
     const act = dueEnd(this.#record(failoverId), this.#now());
-    if (act === null || (await this.#holdsBack(failoverId, act))) return false;
-    // Asked again inside: the host took its time to answer, and a person may have decided meanwhile.
+    const reason = act === 'commit' ? await this.#whyNotFinal(failoverId) : null;
+    // Asked again, here and inside: the host took its time to answer, and a person may have decided meanwhile.
+    const isDue = act !== null && dueEnd(this.#record(failoverId), this.#now()) === act;
+    this.#setHeldBack(failoverId, isDue ? reason : null);
+    if (!isDue || reason !== null) return false;
     let ended = false;
     const next = await this.#update(failoverId, (record) => {
       if (dueEnd(record, this.#now()) !== act) return record;
@@ -601,23 +604,21 @@ export class FailoverEngine {
     return ended;
   }
 
-  /** Nothing makes a replica final by itself that does not run. */
-  async #holdsBack(failoverId: string, act: AutoEnd['act']): Promise<boolean> {
-    const before = this.#heldBack.get(failoverId);
-    this.#heldBack.delete(failoverId);
-    if (act === 'commit') {
-      const record = this.#record(failoverId);
-      const seen = await this.#options.hypervisor
-        .vmState(record.replicaName)
-        .catch((error) => asUndError(error));
-      if (!('state' in seen)) this.#heldBack.set(failoverId, seen.message);
-      else if (seen.state !== 'running') {
-        this.#heldBack.set(failoverId, `the replica VM is ${seen.state}`);
-      }
-    }
-    const now = this.#heldBack.get(failoverId);
-    if (now !== before) this.#options.onChange?.(this.#view(this.#record(failoverId)));
-    return now !== undefined;
+  /** Nothing makes a replica final by itself that does not run. Null: it runs. */
+  async #whyNotFinal(failoverId: string): Promise<string | null> {
+    const seen = await this.#options.hypervisor
+      .vmState(this.#record(failoverId).replicaName)
+      .catch((error) => asUndError(error));
+    if (!('state' in seen)) return seen.message;
+    return seen.state === 'running' ? null : `the replica VM is ${seen.state}`;
+  }
+
+  /** Told if it is another reason than before. */
+  #setHeldBack(failoverId: string, reason: string | null): void {
+    if (reason === (this.#heldBack.get(failoverId) ?? null)) return;
+    if (reason === null) this.#heldBack.delete(failoverId);
+    else this.#heldBack.set(failoverId, reason);
+    this.#options.onChange?.(this.get(failoverId));
   }
 
   async #loop(failoverId: string): Promise<void> {

@@ -81,6 +81,8 @@ class World {
   /** Of the failover that is played; null: an unplanned one. */
   plan: HandoverPlan | null = null;
   source = { online: true, off: false, services: true, prepared: false, written: 7 };
+  /** How long the host takes to say what the replica VM does. */
+  vmStateAnswers: Promise<void> = Promise.resolve();
   /** Of a test; one of a moment has checks as well. */
   moment = false;
   checksPass = true;
@@ -367,6 +369,7 @@ function modelHypervisor(world: World): Hypervisor {
         else world.autostart.delete(name);
       }),
     vmState: async (name) => {
+      await world.vmStateAnswers;
       const vm = world.vms.get(name);
       if (!vm) return { state: 'absent' };
       return vm.running ? { state: 'running' } : { state: 'off', reason: 'shut off' };
@@ -1074,6 +1077,49 @@ t.test('a replica that does not run is never committed by itself', async (t) => 
   engine.resumeAll();
   t.match(await engine.settled(failoverId), { state: { name: 'committed' } });
   t.same(ends, ['commit']);
+  await engine.close();
+});
+
+// Red when the reason is taken away while the host is asked, or set for a time that was changed meanwhile.
+t.test('what holds a commit back stands until the host has answered', async (t) => {
+  const world = new World();
+  const commit = { act: 'commit', afterMinutes: 30 } as const;
+  const { engine, failoverId, clock, told } = await completedAt(t, world, commit);
+  const heldBack = () => engine.get(failoverId).autoEnd?.heldBack;
+  /** Looked at again; the host answers when the returned function is called. */
+  const look = () => {
+    const answer = Promise.withResolvers<void>();
+    world.vmStateAnswers = answer.promise;
+    engine.resumeAll();
+    return () => {
+      answer.resolve();
+      return engine.settled(failoverId);
+    };
+  };
+  world.vms.get(REPLICA)!.running = false;
+  clock.ms += 3_600_000;
+  await look()();
+  t.equal(heldBack(), 'the replica VM is off');
+
+  const before = told.length;
+  const again = look();
+  t.equal(heldBack(), 'the replica VM is off', 'while the host is asked');
+  await again();
+  t.equal(heldBack(), 'the replica VM is off');
+  t.equal(told.length, before, 'nothing new, nothing told');
+
+  const late = look();
+  await engine.setAutoEnd(failoverId, { act: 'commit', afterMinutes: 120 });
+  await late();
+  t.equal(heldBack(), null, 'the time that is set now is not over');
+  t.equal(told.at(-1)?.autoEnd?.heldBack, null);
+
+  clock.ms += 2 * 3_600_000;
+  await look()();
+  t.equal(told.at(-1)?.autoEnd?.heldBack, 'the replica VM is off');
+  clock.ms -= 2 * 3_600_000;
+  await look()();
+  t.equal(told.at(-1)?.autoEnd?.heldBack, null, 'the clock was set back: nothing is due');
   await engine.close();
 });
 
