@@ -551,7 +551,11 @@ export class FailoverEngine {
         // Only the store can fail here. Nothing more is done: an effect that is not on record must not happen.
         const record = this.#record(failoverId);
         const { message } = asUndError(error);
-        this.#options.onChange?.(this.#view({ ...record, notes: [...record.notes, message] }));
+        if (!record.notes.includes(message)) {
+          // Saved with what can be saved next.
+          this.#records.set(failoverId, { ...record, notes: [...record.notes, message] });
+        }
+        this.#options.onChange?.(this.get(failoverId));
       })
       .finally(() => {
         this.#running.delete(failoverId);

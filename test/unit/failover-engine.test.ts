@@ -1123,6 +1123,30 @@ t.test('what holds a commit back stands until the host has answered', async (t) 
   await engine.close();
 });
 
+// Red when the note is told and forgotten: whoever asks next reads another failover than the page was told of.
+t.test('a record that cannot be saved says so to everyone', async (t) => {
+  const world = new World();
+  const told: Failover[] = [];
+  let full = false;
+  const engine = modelEngine(world, {
+    onChange: (failover) => told.push(failover),
+    store: {
+      loadAll: async () => [],
+      save: async () => {
+        if (full) throw undError('UND_INTERNAL', { reason: 'the disk is full' });
+        full = true;
+      },
+    },
+  });
+  const { failoverId } = await engine.start(JOB, REPLICA);
+  const failover = await engine.settled(failoverId);
+  t.match(failover.notes.at(-1), /the disk is full/);
+  t.same(told.at(-1), failover);
+  engine.resumeAll();
+  t.same(await engine.settled(failoverId), failover, 'once');
+  await engine.close();
+});
+
 const planned = (powerOff: boolean) => (world: World) => {
   world.plan = { stopUnits: ['postgresql.service'], powerOff };
 };
