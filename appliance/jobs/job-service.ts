@@ -29,6 +29,8 @@ import { planProtection } from './plan.ts';
 import { type PoolLevel, poolLevel } from './watermark.ts';
 
 const POOL_POLL_MS = 10_000;
+/** How often a job is told whose figures change with time alone, such as the lag behind a source that is away. */
+const AGE_MS = 2_000;
 /** What all journals together may take of the journal disk. */
 const JOURNAL_SHARE = 0.9;
 
@@ -49,6 +51,8 @@ export interface JobServiceOptions {
   /** Whether a point of it is open for reading. */
   mounted: (jobId: string) => boolean;
   poolPollMs?: number;
+  /** Default 2 s. */
+  ageMs?: number;
 }
 
 export class JobService {
@@ -56,6 +60,7 @@ export class JobService {
   readonly #actors = new Map<string, JobActor>();
   readonly #pools = new Map<string, PoolLevel['name']>();
   #poolTimer: NodeJS.Timeout | undefined;
+  #ageTimer: NodeJS.Timeout | undefined;
   #unlisten: (() => void) | undefined;
   #planning: Promise<unknown> = Promise.resolve();
   #applianceVm: string | null = null;
@@ -85,10 +90,15 @@ export class JobService {
         });
     };
     poll();
+    this.#ageTimer = setInterval(() => {
+      for (const jobId of this.#actors.keys()) this.#o.events.jobAged(jobId);
+    }, this.#o.ageMs ?? AGE_MS);
+    this.#ageTimer.unref();
   }
 
   async close(): Promise<void> {
     clearTimeout(this.#poolTimer);
+    clearInterval(this.#ageTimer);
     this.#unlisten?.();
     await Promise.all([...this.#actors.values()].map((actor) => actor.close()));
   }

@@ -348,6 +348,13 @@ t.test('an agent that is killed comes back and goes on', async () => {
   await web1.stop();
   await until('the agent to be missed', async () => (await sourceState()) === 'offline');
   await waitFor('waiting-for-agent');
+  // Red when a job is told by what happens alone: nothing happens, and the lag grows.
+  const lags: number[] = [];
+  const events = lab.events(({ type, job }) => {
+    if (type === 'job') lags.push((job as Job).figures.lagMs ?? 0);
+  });
+  await until('the lag to be told as it grows', () => lags.length >= 3 && lags.at(-1)! > 4_000);
+  events.close();
   await web1.kernel.write(0, 5 * MIB, Buffer.alloc(MIB, 'h'));
   web1.start();
   await waitFor('protected');
