@@ -1244,6 +1244,7 @@ export type ServerEvent = Static<typeof ServerEvent>;
  * POST   /api/config/backup            BackupRequest -> application/octet-stream (admin)
  * POST   /api/config/restore           RestoreRequest -> 202 (admin; the service restarts itself)
  * GET    /api/events                   -> text/event-stream of ServerEvent; starts with the current state of everything
+ *                                         (of failovers that are over: the newest 200 only)
  * GET    /api/openapi.json             -> OpenAPI 3.1
  * POST   /agent/enrol                  EnrolRequest -> EnrolResponse  (authenticated by the one-time token)
  */

@@ -1,10 +1,11 @@
 /** What the page knows of the appliance: its event stream and the answers to its acts come by two ways, in any order. */
 import t from 'tap';
 import type { Failover, ServerEvent } from '../../appliance/api/schema.ts';
-import { learn, liveNow, startLive, stopLive } from '../../appliance/web/src/api/live.ts';
+import { learn, liveNow, retryNow, startLive, stopLive } from '../../appliance/web/src/api/live.ts';
 
 class ScriptedStream {
   static last: ScriptedStream;
+  onopen = () => {};
   readonly #hearers = new Map<string, (message: { data: string }) => void>();
 
   constructor() {
@@ -94,4 +95,30 @@ t.test('a refused act changes nothing and throws', async (t) => {
     { message: 'refused' },
   );
   t.equal(saidNow(), 'completed');
+});
+
+// Red when only what the stream says is known, or is taken for all there is when the page comes back.
+t.test('what the stream leaves out because it is long over is known by the lists', async (t) => {
+  const old = { ...failover('undone'), failoverId: 'old' };
+  const before = globalThis.fetch;
+  t.teardown(() => {
+    globalThis.fetch = before;
+  });
+  globalThis.fetch = async (path) =>
+    Response.json(
+      path === '/api/system' ? { version: '1' } : path === '/api/failovers' ? [old] : [],
+    );
+  const ids = () => [...liveNow().failovers.keys()].sort();
+  const connect = async () => {
+    const stream = ScriptedStream.last;
+    stream.onopen();
+    stream.say({ type: 'failover', failover: failover('completed') });
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  };
+  await connect();
+  t.same(ids(), ['f1', 'old']);
+  retryNow();
+  t.same(ids(), ['f1', 'old'], 'nothing is gone while it connects');
+  await connect();
+  t.same(ids(), ['f1', 'old']);
 });

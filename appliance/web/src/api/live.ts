@@ -1,9 +1,10 @@
 /**
  * What the appliance says of itself, live: sources, jobs and failovers, kept current by its event stream.
  *
- * The stream starts with the current state of everything and every later change is an event, in order, so applying
- * events in order is always right. It cannot tell of what was removed while the page was away: for that the lists are
- * read once after every (re)connection, and only what the stream has not spoken of since is taken from them.
+ * The stream starts with the current state of everything but failovers that are long over, and every later change is an
+ * event, in order, so applying events in order is always right. It cannot tell of what was removed while the page was
+ * away: for that, and for what is long over, the lists are read once after every (re)connection, and only what the stream
+ * has not spoken of since is taken from them.
  */
 import type {
   ApiError,
