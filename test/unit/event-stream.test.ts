@@ -27,7 +27,7 @@ const endings = (count: number, kind = 'test') => [
 /** Serves the stream of these lists alone. */
 async function serve(
   t: { teardown(end: () => void): void },
-  lists: { sources?: unknown[]; failovers?: unknown[]; runs?: unknown[] } = {},
+  lists: { sources?: unknown[]; failovers?: unknown[]; mounts?: unknown[]; runs?: unknown[] } = {},
 ) {
   const events = new EventHub(() => null);
   let handler: ((request: unknown, reply: unknown) => unknown) | undefined;
@@ -41,6 +41,7 @@ async function serve(
       sources: { list: () => lists.sources ?? [] },
       jobs: { list: () => [] },
       failovers: { list: () => lists.failovers ?? [] },
+      mounts: { list: () => lists.mounts ?? [] },
       groups: { list: () => [], runs: () => lists.runs ?? [] },
       auth: { resolveHash: () => ({}), onSessionsEnded: () => () => {} },
     } as unknown as Services,
@@ -95,12 +96,13 @@ t.test(
   },
 );
 
-// Red when all that ever was is said, which grows with every test.
+// Red when all that ever was is said, which grows with every test, or what is looked into is left out.
 t.test('of what is over the newest are said, and what is open however old it is', async (t) => {
   const failovers = endings(1500);
+  const mounts = endings(1500, 'mount');
   const runs = endings(1500, 'planned');
   t.ok(JSON.stringify([failovers, runs]).length > 3 * 4 * MIB);
-  const { events, answer } = await serve(t, { failovers, runs });
+  const { events, answer } = await serve(t, { failovers, mounts, runs });
   events.publish(notice('END'));
   const told = await heard(answer, 'END');
   const ids = told.flatMap((event) =>
@@ -114,7 +116,7 @@ t.test('of what is over the newest are said, and what is open however old it is'
     ...Array.from({ length: 200 }, (_, index) => `${name} ${index}`),
     `${name} open`,
   ];
-  t.same(ids, [...expected('test'), ...expected('run')]);
+  t.same(ids, [...expected('test'), ...expected('mount'), ...expected('run')]);
 });
 
 t.test('whoever does not read is cut off', async (t) => {

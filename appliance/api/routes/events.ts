@@ -54,6 +54,9 @@ export function registerEventRoutes(route: Router, services: Services): void {
       for (const failover of recent(services.failovers.list())) {
         send({ type: 'failover', failover });
       }
+      for (const mount of recent(services.mounts.list())) {
+        send({ type: 'failover', failover: mount });
+      }
       for (const group of services.groups.list()) send({ type: 'group', group });
       for (const run of recent(services.groups.runs())) send({ type: 'group-run', run });
       // Nobody is behind for what was said in one breath: it does not count until it is out.
