@@ -591,8 +591,10 @@ function serveSession(
     if (message.type === 'renewCertificate') {
       const { requestId } = message;
       identity.renew(sourceId, message.csr).then(
-        ({ certificatePem, caPem }) =>
-          session.send({ type: 'certificate', requestId, certificate: certificatePem, ca: caPem }),
+        ({ certificatePem, caPem }) => {
+          sources.told(sourceId);
+          session.send({ type: 'certificate', requestId, certificate: certificatePem, ca: caPem });
+        },
         (error) =>
           session.send({ type: 'certificate', requestId, error: asUndError(error).toJSON() }),
       );

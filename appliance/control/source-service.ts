@@ -110,6 +110,12 @@ export class SourceService {
     return this.#live.get(sourceId)?.session ?? null;
   }
 
+  /** Something of it has changed that is not kept here, such as its certificate: everybody is told how it is now. */
+  told(sourceId: string): void {
+    const row = this.#o.store.get(sourceId);
+    if (row) this.#o.events.publish({ type: 'source', source: this.#view(row) });
+  }
+
   /** Told when an agent has come (its session), its inventory was taken, or it has gone (null). */
   onSession(listener: (sourceId: string, session: AgentSession | null) => void): () => void {
     this.#listeners.add(listener);
@@ -148,7 +154,7 @@ export class SourceService {
       addedAt: existing?.addedAt ?? new Date().toISOString(),
     };
     this.#o.store.put(row);
-    this.#publish(row.sourceId);
+    this.told(row.sourceId);
     this.#background(row.sourceId, (signal) => this.#install(row.sourceId, target, signal));
     return this.get(row.sourceId);
   }
@@ -306,7 +312,7 @@ export class SourceService {
       const level = error.code === 'UND_AGENT_FENCED' ? 'warning' : 'danger';
       this.#o.events.publish({ type: 'notice', level, error: toApiError(error) });
     }
-    if (this.#live.has(sourceId)) this.#publish(sourceId);
+    if (this.#live.has(sourceId)) this.told(sourceId);
     else if (row.state.name !== 'installing' && row.state.name !== 'uninstalling') {
       this.#setState(row, { name: 'refused', error: toApiError(error) });
     }
@@ -336,7 +342,7 @@ export class SourceService {
     const inventory = await session.inventory();
     const row = this.#row(sourceId);
     this.#o.store.put({ ...row, inventory, name: inventory.hostname || row.name });
-    this.#publish(sourceId);
+    this.told(sourceId);
     for (const listener of this.#listeners) listener(sourceId, session);
     return this.get(sourceId);
   }
@@ -446,12 +452,7 @@ export class SourceService {
 
   #setState(row: SourceRow, state: SourceState): void {
     this.#o.store.put({ ...row, state });
-    this.#publish(row.sourceId);
-  }
-
-  #publish(sourceId: string): void {
-    const row = this.#o.store.get(sourceId);
-    if (row) this.#o.events.publish({ type: 'source', source: this.#view(row) });
+    this.told(row.sourceId);
   }
 
   #view(row: SourceRow): Source {

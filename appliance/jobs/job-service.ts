@@ -206,7 +206,7 @@ export class JobService {
       };
       this.#o.store.put(row);
       const actor = this.#adopt(row);
-      this.#publishSource(row.sourceId);
+      this.#o.sources.told(row.sourceId);
       actor.kick();
       return actor.view();
     });
@@ -264,17 +264,12 @@ export class JobService {
       gone: () => {
         this.#actors.delete(row.jobId);
         this.#o.events.publish({ type: 'job-removed', jobId: row.jobId });
-        this.#publishSource(row.sourceId);
+        this.#o.sources.told(row.sourceId);
       },
     });
     this.#actors.set(row.jobId, actor);
     this.#o.events.jobChanged(row.jobId);
     return actor;
-  }
-
-  #publishSource(sourceId: string): void {
-    const source = this.#o.sources.find(sourceId);
-    if (source) this.#o.events.publish({ type: 'source', source });
   }
 
   async #vmName(): Promise<string> {

@@ -309,6 +309,13 @@ t.test('a renewed certificate retires the old one at its first use', async (t) =
   const first = await welcomed(pair, machineOf('web9'));
   await lab.call('POST', `/api/sources/${sourceId}/certificate`, { action: 'renew' });
   await until('the wish to renew', () => first.messages.some(({ type }) => type === 'renewNow'));
+  const before = (await sourceOf(sourceId)).certificate?.serial;
+  const told: unknown[] = [];
+  const events = lab.events((event) => {
+    const source = event.source as Source | undefined;
+    if (source?.sourceId === sourceId) told.push(source.certificate?.serial);
+  });
+  await until('the source as it is', () => told.includes(before));
   const { keyPem, csrPem } = await makeRequest('web9');
   first.link.send({ type: 'renewCertificate', requestId: 'bad', csr: 'rubbish' });
   first.link.send({ type: 'renewCertificate', requestId: 'r', csr: csrPem });
@@ -316,6 +323,11 @@ t.test('a renewed certificate retires the old one at its first use', async (t) =
     first.messages.find((one) => one.type === 'certificate' && one.requestId === id);
   await until('both answers', () => answer('bad') && answer('r'));
   t.match(answer('bad'), { error: { code: 'UND_ENROL_CSR_INVALID' } });
+  // Red when it is told by the next thing that happens to the source.
+  const serial = (await sourceOf(sourceId)).certificate?.serial;
+  t.not(serial, before);
+  await until('the new certificate in the events', () => told.includes(serial), 5_000);
+  events.close();
   const certPem = (answer('r') as { certificate: string }).certificate;
   first.link.close();
   const old = await welcomed(pair, machineOf('web9'));
