@@ -41,12 +41,14 @@ export interface SourceServiceOptions {
   jobOf: (sourceId: string) => string | null;
   /** Told when an agent of the source enrolled. */
   enrolledAnew?: (sourceId: string) => void;
+  /** Default one hour. */
+  alertMs?: number;
 }
 
 export class SourceService {
   readonly #o: SourceServiceOptions;
   readonly #live = new Map<string, { session: AgentSession; since: string }>();
-  readonly #alerts = new Map<string, { error: ApiError; atMs: number }>();
+  readonly #alerts = new Map<string, { error: ApiError; timer: NodeJS.Timeout }>();
   readonly #work = new Map<string, AbortController>();
   readonly #enrolWaits = new Map<string, () => void>();
   readonly #listeners = new Set<(sourceId: string, session: AgentSession | null) => void>();
@@ -90,6 +92,7 @@ export class SourceService {
 
   close(): void {
     for (const controller of this.#work.values()) controller.abort();
+    for (const sourceId of this.#alerts.keys()) this.#forgetAlert(sourceId);
   }
 
   list(): Source[] {
@@ -240,7 +243,7 @@ export class SourceService {
 
   /** The identity service has given this source a certificate. */
   enrolled(sourceId: string): void {
-    this.#alerts.delete(sourceId);
+    this.#forgetAlert(sourceId);
     this.#o.enrolledAnew?.(sourceId);
     const row = this.#row(sourceId);
     if (!this.#live.has(sourceId)) {
@@ -299,7 +302,8 @@ export class SourceService {
     const row = this.#o.store.get(sourceId);
     if (!row) return;
     const known = this.#alerts.get(sourceId);
-    this.#alerts.set(sourceId, { error: toApiError(error), atMs: Date.now() });
+    this.#setAlert(sourceId, toApiError(error));
+    // It may call in every minute. One that was silent for long is news again.
     if (known?.error.message !== error.message) {
       this.#o.audit.add({
         who: `source:${sourceId}`,
@@ -312,10 +316,25 @@ export class SourceService {
       const level = error.code === 'UND_AGENT_FENCED' ? 'warning' : 'danger';
       this.#o.events.publish({ type: 'notice', level, error: toApiError(error) });
     }
-    if (this.#live.has(sourceId)) this.told(sourceId);
-    else if (row.state.name !== 'installing' && row.state.name !== 'uninstalling') {
-      this.#setState(row, { name: 'refused', error: toApiError(error) });
-    }
+    const { name } = row.state;
+    if (this.#live.has(sourceId) || name === 'installing' || name === 'uninstalling') {
+      this.told(sourceId);
+    } else this.#setState(row, { name: 'refused', error: toApiError(error) });
+  }
+
+  #setAlert(sourceId: string, error: ApiError): void {
+    this.#forgetAlert(sourceId);
+    const timer = setTimeout(() => {
+      this.#alerts.delete(sourceId);
+      this.told(sourceId);
+    }, this.#o.alertMs ?? ALERT_MS);
+    timer.unref();
+    this.#alerts.set(sourceId, { error, timer });
+  }
+
+  #forgetAlert(sourceId: string): void {
+    clearTimeout(this.#alerts.get(sourceId)?.timer);
+    this.#alerts.delete(sourceId);
   }
 
   /** A replica, or a copy that knows it is one, called in: it is remembered and takes part in nothing. */
@@ -398,7 +417,7 @@ export class SourceService {
       }
       this.#o.identity.revoke(sourceId);
       this.#o.store.remove(sourceId);
-      this.#alerts.delete(sourceId);
+      this.#forgetAlert(sourceId);
       this.#o.events.publish({ type: 'source-removed', sourceId });
     });
     return this.get(sourceId);
@@ -472,7 +491,7 @@ export class SourceService {
       inventory: row.inventory,
       jobId: this.#o.jobOf(row.sourceId),
       addedAt: row.addedAt,
-      ...(alert && Date.now() - alert.atMs < ALERT_MS ? { alert: alert.error } : {}),
+      ...(alert && { alert: alert.error }),
     };
   }
 }

@@ -3,9 +3,17 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as pause } from 'node:timers/promises';
 import t from 'tap';
+import type { ServerEvent } from '../../appliance/api/schema.ts';
+import {
+  SourceService,
+  type SourceServiceOptions,
+} from '../../appliance/control/source-service.ts';
 import { readAgentPackage } from '../../appliance/sources/package.ts';
 import { fingerprintOf, judgeHostKey } from '../../appliance/sources/ssh.ts';
+import type { SourceRow } from '../../appliance/state/sources.ts';
+import { undError } from '../../protocol/errors.ts';
 
 t.test('a host key: known, confirmed, unknown, changed', async (t) => {
   const [a, b, c] = ['SHA256:a', 'SHA256:b', 'SHA256:c'] as const;
@@ -57,4 +65,42 @@ t.test('an agent that is not there, or not whole, is refused', async (t) => {
   await t.rejects(readAgentPackage(dir), { code });
   await put({ ...manifest, archives: { ...manifest.archives, gz: archive('$(id)') } });
   await t.rejects(readAgentPackage(dir), { code });
+});
+
+// Red when it is said once in the life of the process, and when nobody is told that it is over.
+t.test('a copy that calls in is told of, and again when it comes back after long', async (t) => {
+  const ALERT_MS = 300;
+  const row = { sourceId: 's', name: 'web1', state: { name: 'installing', step: 'x' } };
+  const said: ServerEvent[] = [];
+  const sources = new SourceService({
+    store: { get: () => row as SourceRow },
+    identity: { onRevoked: () => {}, certificateOf: () => null },
+    audit: { add: () => {} },
+    events: { publish: (event: ServerEvent) => said.push(event) },
+    jobOf: () => null,
+    alertMs: ALERT_MS,
+  } as unknown as SourceServiceOptions);
+  t.teardown(() => sources.close());
+  const call = (source: string) =>
+    sources.refused('s', undError('UND_AGENT_SECOND_INSTANCE', { source }), '192.0.2.9');
+  const notices = () => said.filter(({ type }) => type === 'notice').length;
+  const shown = () => {
+    const last = said.findLast((event) => event.type === 'source');
+    return last?.source.alert?.message ?? null;
+  };
+  call('web1');
+  t.equal(notices(), 1);
+  t.match(shown(), /web1/);
+  for (let times = 0; times < 4; times++) {
+    await pause(ALERT_MS / 3);
+    call('web1');
+  }
+  t.equal(notices(), 1, 'it goes on calling: once is enough');
+  t.match(shown(), /web1/, 'and it is shown as long as it does');
+  call('another');
+  t.equal(notices(), 2, 'something else is news');
+  await pause(ALERT_MS * 1.5);
+  t.equal(shown(), null, 'told that it is over');
+  call('another');
+  t.equal(notices(), 3);
 });

@@ -37,6 +37,17 @@ import {
   mirrorTotal,
 } from '../../appliance/web/src/jobs/words.ts';
 import { crumbsOf, modeInWords, nbdUri } from '../../appliance/web/src/mounts/words.ts';
+import { turnedAway } from '../../appliance/web/src/sources/words.ts';
+
+t.test('an agent that was turned away is warned of once', async (t) => {
+  const alert = { code: 'UND_AGENT_CLONE', message: 'a clone', hint: '' };
+  const online = { name: 'online', since: '' } as const;
+  t.equal(turnedAway({ state: online }), undefined);
+  t.equal(turnedAway({ state: online, alert }), alert);
+  t.equal(turnedAway({ state: { name: 'refused', error: alert }, alert }), undefined);
+  const other = { ...alert, message: 'revoked' };
+  t.equal(turnedAway({ state: { name: 'refused', error: other }, alert }), alert);
+});
 
 t.test('a checkpoint stands in for a journal that has left', async (t) => {
   const at = (second: number) => ({ sourceTime: `2026-01-01T00:00:0${second}.000Z` });

@@ -26,7 +26,7 @@ import { useAction } from '../parts/hooks.ts';
 import { ErrorAlert, Fact, Loading, Nothing, PageHead, StateLabel, When } from '../parts/parts.tsx';
 import { useUser } from '../session/session.tsx';
 import { emptySsh, SshForm, sshReady, sshTarget } from './ssh-form.tsx';
-import { describeSource } from './words.ts';
+import { describeSource, turnedAway } from './words.ts';
 
 const KINDS = {
   partition: 'partition',
@@ -451,6 +451,12 @@ export function SourcePage() {
         ) : (
           words.reason && <Alert variant="info" isInline title={words.reason} id="source-reason" />
         )}
+        <ErrorAlert
+          error={turnedAway(source)}
+          title="An agent with this server's identity was turned away"
+          level="warning"
+          id="source-alert"
+        />
         <Grid hasGutter>
           <GridItem lg={6}>
             <Card isFullHeight>

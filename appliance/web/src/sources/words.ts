@@ -33,3 +33,7 @@ export function describeSource(state: Source['state']): Words {
       return { label: 'Uninstalling', tone: 'busy', reason: state.step };
   }
 }
+
+/** An agent with this server's identity that was turned away, where the state does not say so already. */
+export const turnedAway = ({ state, alert }: Pick<Source, 'state' | 'alert'>): Source['alert'] =>
+  'error' in state && state.error.message === alert?.message ? undefined : alert;
