@@ -426,7 +426,11 @@ export class JobActor {
    * its inventory of this very boot says where each disk is now.
    */
   sessionChanged(): void {
+    this.#serveAgent();
     this.#c.changed();
+  }
+
+  #serveAgent(): void {
     const session = this.#c.session();
     const stream = this.#stream;
     if (!session || !stream || !this.#servesAgent()) return;
@@ -441,7 +445,6 @@ export class JobActor {
         source: inventory.hostname,
         job: this.row.settings.replicaName,
       }).toJSON();
-      this.#c.changed();
       return;
     }
     this.#diskMissing = null;

@@ -816,6 +816,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
     this.#connection = connection;
     this.#resync = false;
     this.#clock.reset();
+    this.#changed();
     this.#sendConfigure(connection);
     const current = () => this.#connection === connection && !this.#closed;
     return {
@@ -863,6 +864,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
         connection.ready = false;
         connection.asked.clear();
         connection.verifying.clear();
+        this.#changed();
         const bound = this.#durable.epoch === this.#journal.epoch;
         connection.channel.send({
           type: 'configureJob',
