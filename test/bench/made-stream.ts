@@ -218,17 +218,16 @@ export class MadeStream {
     await this.#link.sendFrame(frame);
   }
 
-  /** Sends a copy of the frame with the next number; resolves when the window takes more. */
+  /** Sends the frame with the next number, written into it; resolves when the window takes more. Not while it is on its way. */
   async send(frame: Buffer): Promise<void> {
     const { epoch, seq, bootTimeNs, wallMs, capturePos } = this.#input();
-    const stamped = Buffer.from(frame);
-    stamped.writeBigUInt64LE(BigInt(epoch), 8);
-    stamped.writeBigUInt64LE(BigInt(seq), 16);
-    stamped.writeBigUInt64LE(bootTimeNs, 40);
-    stamped.writeBigUInt64LE(BigInt(wallMs), 48);
-    stamped.writeBigUInt64LE(BigInt(capturePos), 56);
-    stamped.writeUInt32LE(crc32(stamped.subarray(0, 92)), 92);
-    await this.#put(stamped);
+    frame.writeBigUInt64LE(BigInt(epoch), 8);
+    frame.writeBigUInt64LE(BigInt(seq), 16);
+    frame.writeBigUInt64LE(bootTimeNs, 40);
+    frame.writeBigUInt64LE(BigInt(wallMs), 48);
+    frame.writeBigUInt64LE(BigInt(capturePos), 56);
+    frame.writeUInt32LE(crc32(frame.subarray(0, 92)), 92);
+    await this.#put(frame);
   }
 
   /** Resolves when everything that was sent is durable. */
