@@ -68,7 +68,7 @@ t.test('frozen until thawed', { skip }, async (t) => {
 t.test('the watchdog thaws in time', { skip }, async (t) => {
   const lab = new CaptureLab(t);
   const mounts = twoMounts(lab);
-  const held = await freeze(mounts, 300);
+  const held = await freeze(mounts, 3000);
   const writers = mounts.map((m) => writer(join(m, 'file')));
   await until('both writers to end', () => writers.every((w) => w.state.ended));
   t.equal(await held.thaw(), false, 'and says so');
@@ -81,7 +81,7 @@ for (const [which, name] of [
   t.test(`kill -9 of ${name} leaves nothing frozen`, { skip }, async (t) => {
     const lab = new CaptureLab(t);
     const mounts = twoMounts(lab);
-    const held = await freeze(mounts, 1000);
+    const held = await freeze(mounts, 10_000);
     const pids = freezerPids(mounts[0]!);
     t.equal(pids.length, 2);
     process.kill(pids[which]!, 'SIGKILL');
