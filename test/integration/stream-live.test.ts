@@ -9,7 +9,7 @@ import { LiveLab } from './live.lab.ts';
 import { until } from './stream.lab.ts';
 
 const skip = unable();
-t.setTimeout(180_000);
+t.setTimeout(600_000);
 
 t.before(() => {
   if (!skip) run('scripts/build-capture');

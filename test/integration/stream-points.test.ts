@@ -96,6 +96,12 @@ t.test('gaps of a real loss, over restarts, and without the index', async (t) =>
   await lab.stopWorkload();
   await lab.settled();
   await lab.agent!.kill();
+  // A mark may still be on its way.
+  await until(
+    'the link to have ended',
+    () => lab.stream.state().phase.name === 'waiting-for-agent',
+  );
+  await lab.stream.drainApply();
   const shape = () => {
     const points = lab.stream.points();
     return { stretches: points.stretches(), gaps: points.gaps(), newest: points.newest };

@@ -8,7 +8,7 @@ import { undError } from '../../protocol/errors.ts';
 import { type FrameHeader, packFrame } from '../../protocol/frame.ts';
 import { MIB, StreamLab, until } from './stream.lab.ts';
 
-t.setTimeout(180_000);
+t.setTimeout(600_000);
 
 t.test('a full mirror while the source writes is byte-identical', async (t) => {
   const lab = await new StreamLab(t, [24 * MIB, 10 * MIB]).start();
@@ -128,7 +128,7 @@ t.test('the appliance restarts mid-mirror: the mirror goes on where it was durab
 });
 
 t.test('the ring overflows: tracking, then only the dirty blocks, with the reason', async (t) => {
-  const lab = await new StreamLab(t, [24 * MIB, 8 * MIB], { ringBytes: MIB }).start();
+  const lab = await new StreamLab(t, [24 * MIB, 24 * MIB], { ringBytes: MIB }).start();
   lab.startAgent();
   await until('the first mirror', () => lab.stream.state().phase.name === 'protected');
   lab.proxy.stalled = true;
