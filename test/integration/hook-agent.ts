@@ -45,7 +45,7 @@ if (rest[0] === 'limit') {
     runDir: paths.runDir,
     point,
     mountPoints: [],
-    limitMs: 1500,
+    limitMs: 5000,
     asUnit: await systemdRuns(),
   };
   tell('report.json', { hooks: [await runHook(hook, 'pre', options)] });

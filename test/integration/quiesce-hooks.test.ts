@@ -85,11 +85,11 @@ t.test(
         'post 60-mysql done',
       ],
     );
-    await writer.goesOn(50, 10_000);
+    await writer.goesOn(50, 60_000);
     t.comment(
       `frozen for ${rest.point!.freezeMs?.toFixed(1)} ms, writers held for ${writer.longestMs().toFixed(0)} ms`,
     );
-    t.ok(writer.longestMs() < 10_000, 'the lock ends with `post`');
+    t.ok(writer.longestMs() < 60_000, 'the lock ends with `post`');
     const locked = fs.readFileSync(seen, 'utf8').trim().split('\n').map(Number);
     t.ok(locked[0]! >= acked && locked[1]! >= acked, `${locked} rows, ${acked} were acknowledged`);
 
@@ -132,10 +132,10 @@ t.test(
       freezeMs: null,
       reason: /^hook 60-mysql failed: the lock was not taken: ERROR .*(exceeded|interrupted)/i,
     });
-    await writer.goesOn(5, 5000);
+    await writer.goesOn(5, 25_000);
     // Red without the limit within the session: 30 s, when the agent ended the hook.
     const held = writer.longestMs();
-    t.ok(held > 3000 && held < 12_000, `writers waited for ${held.toFixed(0)} ms behind it`);
+    t.ok(held > 3000 && held < 25_000, `writers waited for ${held.toFixed(0)} ms behind it`);
     t.ok(server.sql(runs), 'and that statement still runs');
     server.sql(`KILL ${server.sql(runs)}`);
 
@@ -153,7 +153,7 @@ t.test(
       'nothing can be written',
     );
     agent.kill('SIGKILL');
-    await writer.goesOn(20, 10_000);
+    await writer.goesOn(20, 60_000);
     t.pass('and then it can');
     t.equal(kept.ordered, true);
   },
@@ -264,7 +264,7 @@ BindPaths=${at('my')}:/var/lib/mysql
     hook(at('hangs'), 'echo "at it"; sleep 4712; true');
     systemd.run('systemctl', 'start', 'limit');
     await until('the limit', () => fs.existsSync(at('report.json')), 60_000);
-    t.match(report().hooks, [{ outcome: 'timed-out', text: 'at it\nended after 1.5 s' }]);
+    t.match(report().hooks, [{ outcome: 'timed-out', text: 'at it\nended after 5 s' }]);
     t.notMatch(running(), /sleep 4712/, 'with all that it started');
 
     for (const name of ['go', 'held']) fs.rmSync(at(name));
@@ -279,8 +279,8 @@ BindPaths=${at('my')}:/var/lib/mysql
     t.match(insert(), /Lock wait timeout/);
     // Red without the session's look at the agent: 90 s.
     systemd.run('systemctl', 'kill', '--signal=KILL', UNIT_NAME);
-    await until('the lock of a killed agent to end', () => insert() === '', 10_000);
-    await until('its session, too', () => !/hook-mysql/.test(running()), 10_000);
+    await until('the lock of a killed agent to end', () => insert() === '', 60_000);
+    await until('its session, too', () => !/hook-mysql/.test(running()), 60_000);
     t.pass('nobody is left behind');
 
     // By the unit's own end, without another start of the agent. Red without ExecStopPost.
