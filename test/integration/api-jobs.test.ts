@@ -129,6 +129,7 @@ t.test('protecting mirrors onto files until the job is protected; events tell of
   const events = lab.events((event) => {
     if (event.type === 'job') seen.add((event.job as Job).state.name);
   });
+  await events.opened;
   const answer = await lab.inject('POST', '/api/jobs', request());
   t.equal(answer.statusCode, 202, answer.body);
   jobId = answer.json().jobId;

@@ -151,7 +151,7 @@ const ssh = async (command: string): Promise<string> => {
     'StrictHostKeyChecking=no',
     'UserKnownHostsFile=/dev/null',
     'LogLevel=ERROR',
-    'ConnectTimeout=10',
+    'ConnectTimeout=60',
   ];
   const { stdout } = await execa('ssh', [
     ...['-i', join(work, 'key'), '-p', String(sshPort), ...options.flatMap((o) => ['-o', o])],
@@ -160,7 +160,7 @@ const ssh = async (command: string): Promise<string> => {
   return stdout;
 };
 const page = async (path: string): Promise<string> =>
-  (await execa('curl', ['-ksSf', '--max-time', '20', `https://127.0.0.1:${httpsPort}${path}`]))
+  (await execa('curl', ['-ksSf', '--max-time', '60', `https://127.0.0.1:${httpsPort}${path}`]))
     .stdout;
 
 try {

@@ -50,9 +50,11 @@ case $verb in
     stop
     [ ! -e /run/refuse-start ] || { echo 'Job for understudy-agent.service failed'; exit 1; }
     run=$(sed -n 's/^ExecStart=//p' $unit)
+    rm -f $pidfile
     setsid env LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin sh -c 'echo $$ >/run/agent.pid; exec "$0" "$@"' $run \\
       >>/run/agent.log 2>&1 </dev/null & 
-    sleep 0.2 ;;
+    i=0
+    while [ ! -s $pidfile ] && [ $i -lt 300 ]; do sleep 0.1; i=$((i + 1)); done ;;
   is-active) alive ;;
   is-failed) ! alive ;;
 esac

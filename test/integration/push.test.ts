@@ -10,7 +10,7 @@ import { type ApplianceAddress, createSourceInstaller } from '../../appliance/so
 import { undError } from '../../protocol/errors.ts';
 import { FakeServer, freePort, PASSWORD, until } from './push.lab.ts';
 
-t.setTimeout(300_000);
+t.setTimeout(600_000);
 const agentDir = join(import.meta.dirname, '../../build/agent');
 const server = await FakeServer.start();
 t.teardown(() => server.close());
@@ -289,7 +289,7 @@ t.test('uninstalled over its own connection, nothing is left', async (t) => {
 
 t.test('an agent that cannot enrol is taken away again, with its reason', async (t) => {
   await t.rejects(
-    installer({}, { enrolLimitMs: 20_000 }).install(server.target(), {
+    installer({}, { enrolLimitMs: 120_000 }).install(server.target(), {
       token: 'not-a-token-of-this-appliance-0000000000',
       onStep: () => undefined,
       signal: never,

@@ -55,7 +55,7 @@ t.test('ports and scripts in a guest', async (t) => {
     localTransport({
       command: [
         ...['unshare', '--mount', '--propagation', 'private', 'sh', '-c'],
-        `for library in /usr/lib/*/libvirt.so.0; do mount --bind ${join(dir, 'no-library')} $library || exit; done
+        `for library in /usr/lib/*/libvirt.so.0; do [ -e $library ] || continue; mount --bind ${join(dir, 'no-library')} $library || exit; done
         mount --bind ${join(dir, 'virsh')} /usr/bin/virsh && exec /usr/bin/python3 -I ${WRAPPER} ${join(dir, 'host.json')}`,
       ],
     }),
