@@ -11,8 +11,14 @@ export class BufferPool {
   /** By size, a power of two. */
   #idle = new Map<number, Buffer[]>();
   #idleBytes = 0;
+  readonly #mostIdleBytes: number;
   /** Those that are out, by what was handed out: anything else that is given back is not of this pool. */
   #out = new WeakMap<Buffer, Buffer>();
+
+  /** @param mostIdleBytes how much it keeps for what comes next */
+  constructor(mostIdleBytes = IDLE_BYTES) {
+    this.#mostIdleBytes = mostIdleBytes;
+  }
 
   /** A buffer of just that length, with anything in it. */
   take(bytes: number): Buffer {
@@ -31,7 +37,7 @@ export class BufferPool {
     const whole = this.#out.get(part);
     if (!whole) return;
     this.#out.delete(part);
-    if (this.#idleBytes + whole.length > IDLE_BYTES) return;
+    if (this.#idleBytes + whole.length > this.#mostIdleBytes) return;
     this.#idleBytes += whole.length;
     const size = whole.length;
     const list = this.#idle.get(size);

@@ -13,10 +13,10 @@
  *
  * The other side may be hostile: every length is checked before anything is allocated or read by it.
  */
-import { promisify } from 'node:util';
-import { constants, crc32, createZstdCompress, type ZstdCompress, zstdDecompress } from 'node:zlib';
+import { crc32 } from 'node:zlib';
 import { BufferPool } from './buffer-pool.ts';
 import { undError } from './errors.ts';
+import { compress, decompress } from './zstd.ts';
 
 export const FRAME_MAGIC = 0x31465355; // "USF1"
 export const FRAME_VERSION = 1;
@@ -90,8 +90,6 @@ export interface FrameInput {
   disk?: number;
 }
 
-const decompressAsync = promisify(zstdDecompress);
-
 /**
  * zstd levels behind the four names a person chooses from. Negative ones trade size for time: -3 takes a third to two
  * thirds of the processor time of 1 on a source server, and what does not compress costs next to nothing.
@@ -164,71 +162,24 @@ export async function packFrame(
     return frame;
   }
   await packingTurn();
-  const whole = takeScratch(unpackedBytes);
+  const raw = scratch.take(unpackedBytes);
   try {
-    const raw = whole.subarray(0, unpackedBytes);
     layOut(raw, extents);
-    const pieces = await compress(raw, LEVEL[compression]);
-    const packedBytes = pieces.reduce((sum, { length }) => sum + length, 0);
-    const smaller = packedBytes < raw.length;
-    const frame = allocateFrame(smaller ? packedBytes : raw.length);
-    let at = FRAME_HEADER_BYTES;
-    for (const piece of smaller ? pieces : [raw]) at += piece.copy(frame, at);
-    const payload = frame.subarray(FRAME_HEADER_BYTES);
-    const codec = smaller ? 'zstd' : 'none';
-    encodeHeader(input, codec, extents.length, unpackedBytes, payload).copy(frame);
-    return frame;
+    return await compress(raw, LEVEL[compression], (pieces) => {
+      const packedBytes = pieces.reduce((sum, { length }) => sum + length, 0);
+      const smaller = packedBytes < raw.length;
+      const frame = allocateFrame(smaller ? packedBytes : raw.length);
+      let at = FRAME_HEADER_BYTES;
+      for (const piece of smaller ? pieces : [raw]) at += piece.copy(frame, at);
+      const payload = frame.subarray(FRAME_HEADER_BYTES);
+      const codec = smaller ? 'zstd' : 'none';
+      encodeHeader(input, codec, extents.length, unpackedBytes, payload).copy(frame);
+      return frame;
+    });
   } finally {
-    giveScratch(whole);
+    scratch.give(raw);
     packingDone();
   }
-}
-
-/**
- * One zstd frame of all of `raw`, in the thread pool. Each write is said to be a whole frame: zstdCompress() writes and
- * ends apart, so zstd copies all of it first. An engine is used again: its tables cost as much as a small frame, and V8
- * counts them as memory to be collected.
- */
-async function compress(raw: Buffer, level: number): Promise<Buffer[]> {
-  const engine = engines.get(level)?.pop() ?? makeEngine(level);
-  const pieces: Buffer[] = [];
-  const take = (piece: Buffer) => pieces.push(piece);
-  engine.on('data', take);
-  try {
-    await new Promise<void>((resolve, reject) => {
-      // Of a write that zstd itself refuses, only the event tells.
-      engine.once('error', reject);
-      engine.write(raw, (error) => {
-        if (error) return reject(error);
-        engine.off('error', reject);
-        resolve();
-      });
-    });
-  } catch (error) {
-    engine.destroy();
-    throw error;
-  }
-  engine.off('data', take);
-  const idle = engines.get(level);
-  if (idle) idle.push(engine);
-  else engines.set(level, [engine]);
-  return pieces;
-}
-
-/** Idle ones by level; never more than are at work at once. */
-const engines = new Map<number, ZstdCompress[]>();
-/** Each engine's output goes here piece by piece: several usual frames, so that most are compressed in one pass. */
-const ENGINE_OUTPUT_BYTES = 1536 * 1024;
-
-function makeEngine(level: number): ZstdCompress {
-  const engine = createZstdCompress({
-    flush: constants.ZSTD_e_end,
-    chunkSize: ENGINE_OUTPUT_BYTES,
-    params: { [constants.ZSTD_c_compressionLevel]: level },
-  });
-  // It may follow a write's own failure, when nobody listens any more.
-  engine.on('error', () => {});
-  return engine;
 }
 
 /** The unpacked payload: the table of extents, and their data behind it. */
@@ -293,19 +244,8 @@ function packingDone(): void {
   else packing--;
 }
 
-/** Buffers that frames are put together in, used again: a fresh one for each costs page faults and collections. */
-const scratch: Buffer[] = [];
-const SCRATCH_BYTES = 1024 * 1024;
-const SCRATCH_COUNT = 4;
-
-function takeScratch(bytes: number): Buffer {
-  if (bytes > SCRATCH_BYTES || bytes < SCRATCH_BYTES / 8) return Buffer.allocUnsafe(bytes);
-  return scratch.pop() ?? Buffer.allocUnsafeSlow(SCRATCH_BYTES);
-}
-
-function giveScratch(buffer: Buffer): void {
-  if (buffer.length === SCRATCH_BYTES && scratch.length < SCRATCH_COUNT) scratch.push(buffer);
-}
+/** Buffers that frames are put together in. */
+const scratch = new BufferPool();
 
 /** Pack one mark (see protocol/marks.ts) into a frame of its own. */
 export function packMark(input: Omit<FrameInput, 'kind'>, mark: unknown): Buffer {
@@ -423,6 +363,8 @@ export interface ExtentTable {
   /** Where an extent's data begin in `raw`; -1: it is zero. */
   dataAt: Int32Array;
   raw: Buffer;
+  /** Nobody looks at `raw` any more: its memory is another's. Not calling it leaves it to the garbage collection. */
+  release?(): void;
 }
 
 /**
@@ -437,27 +379,33 @@ export async function unpackTable(
 ): Promise<ExtentTable> {
   const { seq, kind, codec, unpackedBytes } = header;
   if (kind === 'mark') return readTable(seq, 0, Buffer.alloc(0), diskSizes);
-  let raw = payload;
-  if (codec === 'zstd') {
-    try {
-      raw = await decompressAsync(payload, {
-        // Checked against its bound with the header; one more byte, so that one pass sees the end.
-        chunkSize: Math.max(unpackedBytes + 1, 64),
-        maxOutputLength: Math.max(unpackedBytes, 1),
-      });
-    } catch (cause) {
-      throw undError(
-        'UND_FRAME_INVALID',
-        { seq, reason: `its payload does not unpack (${(cause as Error).message})` },
-        { cause },
-      );
+  if (codec === 'none') {
+    if (payload.length !== unpackedBytes) {
+      throw invalid(seq, `it carries ${payload.length}, not ${unpackedBytes} bytes`);
     }
+    return readTable(seq, header.extentCount, payload, diskSizes);
   }
-  if (raw.length !== unpackedBytes) {
-    throw invalid(seq, `it unpacks to ${raw.length}, not ${unpackedBytes} bytes`);
+  const raw = unpacked.take(unpackedBytes);
+  const release = () => unpacked.give(raw);
+  try {
+    const bytes = await decompress(payload, unpackedBytes, (pieces) =>
+      pieces.reduce((at, piece) => at + piece.copy(raw, at), 0),
+    ).catch((cause) => {
+      const reason = `its payload does not unpack (${(cause as Error).message})`;
+      throw undError('UND_FRAME_INVALID', { seq, reason }, { cause });
+    });
+    if (bytes !== unpackedBytes) {
+      throw invalid(seq, `it unpacks to ${bytes}, not ${unpackedBytes} bytes`);
+    }
+    return { ...readTable(seq, header.extentCount, raw, diskSizes), release };
+  } catch (error) {
+    release();
+    throw error;
   }
-  return readTable(seq, header.extentCount, raw, diskSizes);
 }
+
+/** What frames are unpacked into: of two batches of apply. */
+const unpacked = new BufferPool(48 * 1024 * 1024);
 
 /** Reads and checks the table in front of an unpacked payload. */
 function readTable(

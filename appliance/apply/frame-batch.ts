@@ -16,7 +16,7 @@ export class FrameBatch {
   readonly #maxBytes: number;
   #unpacking: Array<Promise<ExtentTable>> = [];
   #prepared: Promise<Map<number, PreparedWrites>> | undefined;
-  /** Of the frames that are looked at until they are written. */
+  /** Of what is looked at until it is written. */
   readonly #releases: Array<() => void> = [];
   #frames = 0;
   #bytes = 0;
@@ -68,6 +68,7 @@ export class FrameBatch {
     const tables = await Promise.all(this.#unpacking);
     // What the frames were is not needed any more, and it is large.
     this.#unpacking = [];
+    for (const { release } of tables) if (release) this.#releases.push(release);
     return new Map([...coalesce(tables)].map(([index, one]) => [index, prepareWrites(one)]));
   }
 

@@ -1,0 +1,114 @@
+/**
+ * zstd in the thread pool, by engines that are used again: an engine's tables cost as much as a small frame, and what it puts
+ * out, in fresh memory each time, cost page faults, and garbage collections of the whole heap.
+ */
+import {
+  constants,
+  createZstdCompress,
+  createZstdDecompress,
+  type ZstdCompress,
+  type ZstdDecompress,
+} from 'node:zlib';
+
+type Engine = (ZstdCompress | ZstdDecompress) & {
+  /** As new; not in the types of these. */
+  reset(): void;
+  /**
+   * Where in its memory the engine puts its output next; Node's own, of the version that is pinned. Where it is no such
+   * thing any more, memory is made anew as it was.
+   */
+  _outOffset?: number;
+};
+
+type Make = () => ZstdCompress | ZstdDecompress;
+
+/** The output of one pass: several usual frames, so that most are done in one. */
+const OUTPUT_BYTES = 1536 * 1024;
+const RUBBISH = 'more comes out of it than it says';
+
+/** Idle ones, by what they do; never more than were at work at once. */
+const idle = new Map<string, Engine[]>();
+
+/**
+ * One zstd frame of all of `raw`. Each write is said to be a whole frame: zstdCompress() writes and ends apart, so zstd copies
+ * all of it first.
+ * @param use is given what came out, which is another's when it returns
+ * @throws what zstd says
+ */
+export function compress<T>(
+  raw: Buffer,
+  level: number,
+  use: (pieces: readonly Buffer[]) => T,
+): Promise<T> {
+  const make = () =>
+    createZstdCompress({
+      flush: constants.ZSTD_e_end,
+      chunkSize: OUTPUT_BYTES,
+      params: { [constants.ZSTD_c_compressionLevel]: level },
+    });
+  return pass(`level ${level}`, make, raw, Number.POSITIVE_INFINITY, use);
+}
+
+/**
+ * What was packed, which may be anything.
+ * @param maxBytes more than that is an error before it is there
+ * @param use is given what came out, which is another's when it returns
+ * @throws what zstd says, or that there was more
+ */
+export function decompress<T>(
+  packed: Buffer,
+  maxBytes: number,
+  use: (pieces: readonly Buffer[]) => T,
+): Promise<T> {
+  const make = () => createZstdDecompress({ chunkSize: OUTPUT_BYTES });
+  return pass('decompress', make, packed, maxBytes, use);
+}
+
+async function pass<T>(
+  kind: string,
+  make: Make,
+  input: Buffer,
+  maxBytes: number,
+  use: (pieces: readonly Buffer[]) => T,
+): Promise<T> {
+  const engine = idle.get(kind)?.pop() ?? made(make);
+  const pieces: Buffer[] = [];
+  let bytes = 0;
+  const take = (piece: Buffer) => {
+    pieces.push(piece);
+    bytes += piece.length;
+    if (bytes > maxBytes) engine.destroy(new Error(RUBBISH));
+  };
+  engine.on('data', take);
+  try {
+    await new Promise<void>((resolve, reject) => {
+      // Of a write that zstd itself refuses, only the event tells.
+      engine.once('error', reject);
+      engine.write(input, (error) => {
+        if (error) return reject(error);
+        engine.off('error', reject);
+        resolve();
+      });
+    });
+    if (bytes > maxBytes) throw new Error(RUBBISH);
+    const result = use(pieces);
+    engine.off('data', take);
+    // What ended in the middle of a frame must not be gone on with by the next one.
+    if (kind === 'decompress') engine.reset();
+    if (engine._outOffset !== undefined) engine._outOffset = 0;
+    const others = idle.get(kind);
+    if (others) others.push(engine);
+    else idle.set(kind, [engine]);
+    return result;
+  } catch (error) {
+    engine.destroy();
+    throw error;
+  }
+}
+
+function made(make: Make): Engine {
+  const engine = make() as Engine;
+  // It may follow a write's own failure, when nobody listens any more.
+  engine.on('error', () => {});
+  return engine;
+}
