@@ -56,12 +56,12 @@ class SharedBuffers {
 
 export const sharedBuffers = new SharedBuffers();
 
-/** Of what is read. */
-export const READ_BYTES = 1024 * 1024;
+/** Of what is read: a read that waits behind the writes of a flush brings enough for some of them. */
+export const READ_BYTES = 4 * 1024 * 1024;
 /** Made at once: each memory of its own costs address space. */
-const MADE_AT_ONCE = 8;
+const MADE_AT_ONCE = 4;
 /** What two batches of frames that do not compress are read from, and what is read ahead. */
-const IDLE_READ_PIECES = 48;
+const IDLE_READ_PIECES = 12;
 
 /**
  * Pieces that are read into, used again: a fresh one for each read costs its page faults. Whoever never gives one back
