@@ -33,8 +33,14 @@ export class RecoveryLab {
     return join(this.dir, `${name}-${++this.#names}`);
   }
 
-  later(undo: () => void): void {
+  /** @returns does it now, and not later */
+  later(undo: () => void): () => void {
     this.#undo.push(undo);
+    return () => {
+      const at = this.#undo.indexOf(undo);
+      if (at >= 0) this.#undo.splice(at, 1);
+      undo();
+    };
   }
 
   /** A block device over an allocated file, past the page cache of the file system below where there is a disk. */

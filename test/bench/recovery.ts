@@ -5,7 +5,7 @@
  *   journal's disk takes in one piece; bytes as they cross the network and lie in the journal. Once as fast as the disk
  *   is, once with the disk held to `heldMBps`, which is a SATA SSD's: the fastest disks outrun TLS on two processors.
  * - apply: that journal onto a block device until its last flush, against the very same writes by fio; bytes as the
- *   source wrote them.
+ *   source wrote them. In the same two ways: fio neither reads a journal nor unpacks it.
  * - chain: reads, writes, opening and merging of a chain of checkpoints by its depth.
  * - pause: what a checkpoint holds up under churn: apply, acknowledgements.
  * - failover: a test failover from the request to the VM's power-on, through the whole appliance.
@@ -138,67 +138,53 @@ async function ingest(
   return { seconds, cpuSeconds };
 }
 
-/** Ingest and limit with the journal's disk held to a speed, in bytes per second; null where it cannot be held. */
-async function heldRound(
-  lab: RecoveryLab,
-  made: Made,
-  diskBytes: number,
-  speed: number,
-  peerFirst: boolean,
-): Promise<{ limit: number; ingest: number } | null> {
-  const held = HeldDisk.hold(lab.dir, speed);
-  if (!held) return null;
-  lab.later(() => held.free());
-  const limitOf = () => sequentialLimit(lab.path('limit'), made.packedBytes, 'disk');
-  const jobDir = lab.path('job');
-  try {
-    const limitBefore = peerFirst ? await limitOf() : 0;
-    const end = await startEnd(lab, jobDir, diskBytes);
-    const { seconds } = await ingest(end, lab, made).finally(() => end.stop());
-    return { limit: limitBefore || (await limitOf()), ingest: made.packedBytes / seconds };
-  } finally {
-    lab.remove(jobDir);
-    held.free();
-  }
-}
-
+/**
+ * @param speed what both disks are held to while they are measured, in bytes per second; null: as they are
+ * @returns null where they cannot be held
+ */
 async function ingestRound(
   lab: RecoveryLab,
   made: Made,
   medium: Medium,
-  diskBytes: number,
+  disk: { dev: string; bytes: number },
+  speed: number | null,
   peerFirst: boolean,
-): Promise<Round> {
+): Promise<Round | null> {
   const limitOf = () => sequentialLimit(lab.path('limit'), made.packedBytes, medium);
-  const disk = lab.loop(diskBytes, medium);
-  // Whoever writes to a new file's blocks first pays for that: neither side is to.
-  const zeroes = [`count=${diskBytes / MIB}`, 'bs=1M', 'oflag=direct', 'status=none'];
-  run('dd', 'if=/dev/zero', `of=${disk.dev}`, ...zeroes);
+  const fioOf = () => sameWrites(disk.dev, made.writes, lab.path('log'));
   const jobDir = lab.path('job');
-  const limitBefore = peerFirst ? await limitOf() : 0;
-  const end = await startEnd(lab, jobDir, diskBytes);
+  const journalHeld = speed ? HeldDisk.hold(lab.dir, speed) : null;
+  let deviceHeld: HeldDisk | null = null;
+  let end: ApplianceEnd | undefined;
+  const letGo = lab.later(() => {
+    journalHeld?.free();
+    deviceHeld?.free();
+  });
   try {
+    if (speed && !journalHeld) return null;
+    const limitBefore = peerFirst ? await limitOf() : 0;
+    end = await startEnd(lab, jobDir, disk.bytes);
     const ingested = await ingest(end, lab, made);
     const limit = limitBefore || (await limitOf());
+    journalHeld?.free();
     // The disk still has to do with the journal when its writes are acknowledged: neither side is to pay for that.
-    await sameWrites(disk.dev, made.writes, lab.path('log'));
-    const fioBefore = peerFirst ? await sameWrites(disk.dev, made.writes, lab.path('log')) : 0;
-    const { seconds, cpuSeconds } = await end.ask<Applied>({
-      ask: 'apply',
-      replicaPath: disk.dev,
-    });
-    const fio = fioBefore || (await sameWrites(disk.dev, made.writes, lab.path('log')));
+    await fioOf();
+    deviceHeld = speed ? HeldDisk.holdDevice(disk.dev, speed) : null;
+    if (speed && !deviceHeld) return null;
+    const fioBefore = peerFirst ? await fioOf() : 0;
+    const applied = await end.ask<Applied>({ ask: 'apply', replicaPath: disk.dev });
+    const fio = fioBefore || (await fioOf());
     return {
       limit,
       ingest: made.packedBytes / ingested.seconds,
       ingestCpuPerGB: ingested.cpuSeconds / (made.packedBytes / 1e9),
-      apply: made.sourceBytes / seconds,
-      applyCpuPerGB: cpuSeconds / (made.sourceBytes / 1e9),
+      apply: made.sourceBytes / applied.seconds,
+      applyCpuPerGB: applied.cpuSeconds / (made.sourceBytes / 1e9),
       fio: made.sourceBytes / fio,
     };
   } finally {
-    await end.stop();
-    disk.free();
+    letGo();
+    await end?.stop();
     lab.remove(jobDir);
   }
 }
@@ -210,61 +196,64 @@ async function* ingestRows(plan: Plan, { progress }: BenchOptions): AsyncGenerat
     for (const shape of plan.shapes) {
       const diskBytes = shape.diskMiB * MIB;
       const made = await makeFrames(shape, shape.totalMiB * MIB, diskBytes);
-      const rounds: Round[] = [];
-      const heldRounds: Array<{ limit: number; ingest: number }> = [];
+      const disk = lab.loop(diskBytes, plan.medium);
+      // Whoever writes first to a new file's blocks pays for that: neither side is to.
+      const zeroes = [`count=${diskBytes / MIB}`, 'bs=1M', 'oflag=direct', 'status=none'];
+      run('dd', 'if=/dev/zero', `of=${disk.dev}`, ...zeroes);
+      const asItIs: Round[] = [];
+      const held: Round[] = [];
+      const speeds = plan.medium === 'disk' ? [null, plan.heldSpeed] : [null];
       for (let n = 0; n < plan.rounds; n++) {
-        const one = await ingestRound(lab, made, plan.medium, diskBytes, n % 2 === 0);
-        rounds.push(one);
-        const held =
-          plan.medium === 'disk' &&
-          (await heldRound(lab, made, diskBytes, plan.heldSpeed, n % 2 === 0));
-        if (held) heldRounds.push(held);
-        const mb = (value: number) => (value / 1e6).toFixed(0);
-        progress(
-          `${shape.words}, round ${n + 1} of ${plan.rounds}: ingest ${mb(one.ingest)} of ${mb(one.limit)}, apply ${mb(one.apply)} of ${mb(one.fio)} MB/s`,
-        );
+        for (const speed of speeds) {
+          const target = { dev: disk.dev, bytes: diskBytes };
+          const one = await ingestRound(lab, made, plan.medium, target, speed, n % 2 === 0);
+          if (!one) continue;
+          (speed ? held : asItIs).push(one);
+          const mb = (value: number) => (value / 1e6).toFixed(0);
+          progress(
+            `${shape.words}, round ${n + 1} of ${plan.rounds}${speed ? ', held' : ''}: ingest ${mb(one.ingest)} of ${mb(one.limit)}, apply ${mb(one.apply)} of ${mb(one.fio)} MB/s`,
+          );
+        }
       }
-      const of = (name: keyof Round) => median(rounds.map((one) => one[name]));
-      const spread = (a: keyof Round, b: keyof Round) => {
-        const ratios = rounds.map((one) => one[a] / one[b]);
-        return `ratios of the rounds ${Math.min(...ratios).toFixed(2)} to ${Math.max(...ratios).toFixed(2)}`;
-      };
-      const source = (made.sourceBytes / made.packedBytes).toFixed(1);
-      yield row({
-        figure: `${plan.medium}: ingest to durable ack, ${shape.words}`,
-        value: of('ingest') / 1e6,
-        unit: 'MB/s',
-        against: { what: 'in one piece', value: of('limit') / 1e6 },
-        goal: plan.medium === 'disk' ? { atLeast: 0.8 } : undefined,
-        note: `${spread('ingest', 'limit')}; ${of('ingestCpuPerGB').toFixed(1)} s of processor time per GB; one byte stands for ${source} of the source's`,
-      });
-      if (heldRounds.length > 0) {
-        const ratios = heldRounds.map((one) => one.ingest / one.limit);
-        const heldTo = `${(plan.heldSpeed / 1e6).toFixed(0)} MB/s`;
-        yield row({
-          figure: `disk held to ${heldTo}: ingest to durable ack, ${shape.words}`,
-          value: median(heldRounds.map((one) => one.ingest)) / 1e6,
-          unit: 'MB/s',
-          against: {
-            what: 'in one piece',
-            value: median(heldRounds.map((one) => one.limit)) / 1e6,
-          },
-          goal: { atLeast: 0.8 },
-          note: `ratios of the rounds ${Math.min(...ratios).toFixed(2)} to ${Math.max(...ratios).toFixed(2)}`,
-        });
-      }
-      yield row({
-        figure: `${plan.medium}: apply, ${shape.words}`,
-        value: of('apply') / 1e6,
-        unit: 'MB/s',
-        against: { what: 'fio', value: of('fio') / 1e6 },
-        goal: plan.medium === 'disk' ? { atLeast: 0.7 } : undefined,
-        note: `${spread('apply', 'fio')}; ${of('applyCpuPerGB').toFixed(1)} s of processor time per GB`,
-      });
+      disk.free();
+      const bytes = `one byte stands for ${(made.sourceBytes / made.packedBytes).toFixed(1)} of the source's`;
+      yield* compared(asItIs, plan.medium, shape.words, bytes, plan.medium === 'disk');
+      const heldTo = `disk held to ${(plan.heldSpeed / 1e6).toFixed(0)} MB/s`;
+      if (held.length > 0) yield* compared(held, heldTo, shape.words, bytes, true);
     }
   } finally {
     lab.close();
   }
+}
+
+function* compared(
+  rounds: readonly Round[],
+  where: string,
+  words: string,
+  bytes: string,
+  judged: boolean,
+): Generator<Row> {
+  const of = (name: keyof Round) => median(rounds.map((one) => one[name]));
+  const spread = (a: keyof Round, b: keyof Round) => {
+    const ratios = rounds.map((one) => one[a] / one[b]);
+    return `ratios of the rounds ${Math.min(...ratios).toFixed(2)} to ${Math.max(...ratios).toFixed(2)}`;
+  };
+  yield row({
+    figure: `${where}: ingest to durable ack, ${words}`,
+    value: of('ingest') / 1e6,
+    unit: 'MB/s',
+    against: { what: 'in one piece', value: of('limit') / 1e6 },
+    goal: judged ? { atLeast: 0.8 } : undefined,
+    note: `${spread('ingest', 'limit')}; ${of('ingestCpuPerGB').toFixed(1)} s of processor time per GB; ${bytes}`,
+  });
+  yield row({
+    figure: `${where}: apply, ${words}`,
+    value: of('apply') / 1e6,
+    unit: 'MB/s',
+    against: { what: 'fio', value: of('fio') / 1e6 },
+    goal: judged ? { atLeast: 0.7 } : undefined,
+    note: `${spread('apply', 'fio')}; ${of('applyCpuPerGB').toFixed(1)} s of processor time per GB`,
+  });
 }
 
 async function* chainPart(plan: Plan, { progress }: BenchOptions): AsyncGenerator<Row> {
