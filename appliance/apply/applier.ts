@@ -28,6 +28,8 @@ const MIB = 1024 * 1024;
  * several jobs leave unflushed must not come near a fifth of it, from where on the kernel holds up whoever writes.
  */
 const FLUSH_BYTES = Math.min(256 * MIB, Math.max(64 * MIB, totalmem() / 64));
+/** When there is much at once, the disk is at work early; each flush that follows takes twice as much. */
+const FIRST_FLUSH_BYTES = 32 * MIB;
 const FLUSH_MS = 500;
 /** So much is written beside a flush; then it is waited for. */
 const BESIDE_BYTES = 2 * FLUSH_BYTES;
@@ -108,6 +110,8 @@ export class Applier extends EventEmitter<ApplierEvents> {
   /** Written and in no flush that has begun. */
   #unflushedBytes = 0;
   #flushDueMs = Number.POSITIVE_INFINITY;
+  /** So much is due for a flush, while there is more to write. */
+  #flushBytes = FIRST_FLUSH_BYTES;
   /** Flushes that were begun for those who wait for a standstill. */
   #standstillFlushes = 0;
   #stopping = false;
@@ -390,7 +394,7 @@ export class Applier extends EventEmitter<ApplierEvents> {
     return (
       (this.#flushNow && idle) ||
       this.#requests.length > 0 ||
-      this.#unflushedBytes >= FLUSH_BYTES ||
+      this.#unflushedBytes >= this.#flushBytes ||
       performance.now() >= this.#flushDueMs
     );
   }
@@ -399,6 +403,8 @@ export class Applier extends EventEmitter<ApplierEvents> {
   #beginFlush(): void {
     const seq = this.#writtenSeq;
     const flushed = this.#host.onFlush(seq);
+    const much = this.#unflushedBytes >= this.#flushBytes;
+    this.#flushBytes = much ? Math.min(2 * this.#flushBytes, FLUSH_BYTES) : FIRST_FLUSH_BYTES;
     this.#unflushedBytes = 0;
     this.#flushDueMs = Number.POSITIVE_INFINITY;
     const flush = async () => {
