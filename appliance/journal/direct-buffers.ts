@@ -70,8 +70,15 @@ const IDLE_READ_PIECES = 12;
 class ReadPieces {
   #idle: Buffer[] = [];
 
-  take(): Buffer {
-    if (this.#idle.length === 0) this.#idle = makePieces(MADE_AT_ONCE, READ_BYTES);
+  /** Null when there is no such memory. */
+  take(): Buffer | null {
+    if (this.#idle.length === 0) {
+      try {
+        this.#idle = makePieces(MADE_AT_ONCE, READ_BYTES);
+      } catch {
+        return null;
+      }
+    }
     return this.#idle.pop()!;
   }
 

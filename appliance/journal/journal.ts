@@ -626,6 +626,7 @@ export class Journal {
         last = next.header.seq;
         this.#countUnapplied(last, next.frame.length);
         onRecovered(next);
+        next.release?.();
       }
     } catch {
       // Torn or damaged from here on: cut off below.

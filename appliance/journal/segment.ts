@@ -155,6 +155,7 @@ export class SegmentScan {
     this.#direct ??= await openDirect(this.segment.path, constants.O_RDONLY);
     if (!this.#direct) return null;
     const piece = readPieces.take();
+    if (!piece) return null;
     try {
       const { bytesRead } = await this.#direct.read(piece, 0, size, from);
       if (bytesRead === size) {

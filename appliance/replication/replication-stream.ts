@@ -679,6 +679,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
       const lastSeq = index.endOfStretch(near.seq);
       while (reader.nextSeq <= lastSeq) {
         const next = await reader.next();
+        next?.release?.();
         if (!next || next.header.wallMs > sourceMs) break;
         best = { seq: next.header.seq, sourceMs: next.header.wallMs };
       }
