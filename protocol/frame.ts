@@ -16,7 +16,7 @@
 import { crc32 } from 'node:zlib';
 import { BufferPool } from './buffer-pool.ts';
 import { undError } from './errors.ts';
-import { compress, decompress } from './zstd.ts';
+import { compress, decompress, Turns } from './zstd.ts';
 
 export const FRAME_MAGIC = 0x31465355; // "USF1"
 export const FRAME_VERSION = 1;
@@ -161,7 +161,7 @@ export async function packFrame(
     encodeHeader(input, 'none', extents.length, unpackedBytes, raw).copy(frame);
     return frame;
   }
-  await packingTurn();
+  await packing.turn();
   const raw = scratch.take(unpackedBytes);
   try {
     layOut(raw, extents);
@@ -178,7 +178,7 @@ export async function packFrame(
     });
   } finally {
     scratch.give(raw);
-    packingDone();
+    packing.done();
   }
 }
 
@@ -227,25 +227,10 @@ export function recycleFrame(frame: Buffer): void {
   frames.give(whole);
 }
 
-/** As many as the thread pool has threads: more at once would not be faster, only each hold its buffers. */
-const PACKING = 4;
-let packing = 0;
-const packingWaits: Array<() => void> = [];
-
-async function packingTurn(): Promise<void> {
-  if (packing < PACKING) packing++;
-  else await new Promise<void>((resolve) => packingWaits.push(resolve));
-}
-
-/** The turn goes to the one who waits longest. */
-function packingDone(): void {
-  const next = packingWaits.shift();
-  if (next) next();
-  else packing--;
-}
-
 /** Buffers that frames are put together in. */
 const scratch = new BufferPool();
+/** More at once would each hold one. */
+const packing = new Turns();
 
 /** Pack one mark (see protocol/marks.ts) into a frame of its own. */
 export function packMark(input: Omit<FrameInput, 'kind'>, mark: unknown): Buffer {

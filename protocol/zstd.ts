@@ -26,6 +26,30 @@ type Make = () => ZstdCompress | ZstdDecompress;
 const OUTPUT_BYTES = 1536 * 1024;
 const RUBBISH = 'more comes out of it than it says';
 
+/** As many as the thread pool has threads: more at once would not be faster, only each hold its memory. */
+const AT_ONCE = 4;
+
+/** Lets so many at work at once. */
+export class Turns {
+  #taken = 0;
+  readonly #waiting: Array<() => void> = [];
+
+  /** Resolves when it is one's turn; `done` ends it. */
+  async turn(): Promise<void> {
+    if (this.#taken < AT_ONCE) this.#taken++;
+    else await new Promise<void>((resolve) => this.#waiting.push(resolve));
+  }
+
+  /** The turn goes to the one who waits longest. */
+  done(): void {
+    const next = this.#waiting.shift();
+    if (next) next();
+    else this.#taken--;
+  }
+}
+
+const unpacking = new Turns();
+
 /** Idle ones, by what they do; never more than were at work at once. */
 const idle = new Map<string, Engine[]>();
 
@@ -55,13 +79,18 @@ export function compress<T>(
  * @param use is given what came out, which is another's when it returns
  * @throws what zstd says, or that there was more
  */
-export function decompress<T>(
+export async function decompress<T>(
   packed: Buffer,
   maxBytes: number,
   use: (pieces: readonly Buffer[]) => T,
 ): Promise<T> {
   const make = () => createZstdDecompress({ chunkSize: OUTPUT_BYTES });
-  return pass('decompress', make, packed, maxBytes, use);
+  await unpacking.turn();
+  try {
+    return await pass('decompress', make, packed, maxBytes, use);
+  } finally {
+    unpacking.done();
+  }
 }
 
 async function pass<T>(
