@@ -162,22 +162,24 @@ export async function packFrame(
     return frame;
   }
   await packing.turn();
-  const raw = scratch.take(unpackedBytes);
+  let raw: Buffer | undefined;
   try {
-    layOut(raw, extents);
-    return await compress(raw, LEVEL[compression], (pieces) => {
+    raw = scratch.take(unpackedBytes);
+    const whole = raw;
+    layOut(whole, extents);
+    return await compress(whole, LEVEL[compression], (pieces) => {
       const packedBytes = pieces.reduce((sum, { length }) => sum + length, 0);
-      const smaller = packedBytes < raw.length;
-      const frame = allocateFrame(smaller ? packedBytes : raw.length);
+      const smaller = packedBytes < whole.length;
+      const frame = allocateFrame(smaller ? packedBytes : whole.length);
       let at = FRAME_HEADER_BYTES;
-      for (const piece of smaller ? pieces : [raw]) at += piece.copy(frame, at);
+      for (const piece of smaller ? pieces : [whole]) at += piece.copy(frame, at);
       const payload = frame.subarray(FRAME_HEADER_BYTES);
       const codec = smaller ? 'zstd' : 'none';
       encodeHeader(input, codec, extents.length, unpackedBytes, payload).copy(frame);
       return frame;
     });
   } finally {
-    scratch.give(raw);
+    if (raw) scratch.give(raw);
     packing.done();
   }
 }

@@ -120,6 +120,8 @@ async function pass<T>(
       });
     });
     if (bytes > maxBytes) throw new Error(RUBBISH);
+    // What lies there is no frame: this engine has ended, and the next one's frame would fail in it.
+    if (engine.readableEnded) throw new Error('something lies behind its end');
     const result = use(pieces);
     engine.off('data', take);
     // What ended in the middle of a frame must not be gone on with by the next one.
