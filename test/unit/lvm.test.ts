@@ -46,6 +46,14 @@ t.test('damaged and hostile descriptions are none, whatever they say', async (t)
     ),
     { numRuns: 300 },
   );
+  // Megabytes of zeroes with something behind them, whose end was looked for from each of them.
+  const zeroes = lvmGroup()[0]!;
+  const area = zeroes.readUInt32LE(512 + zeroes.readUInt32LE(512 + 20) + 40 + 32);
+  zeroes.writeBigUInt64LE(BigInt(4 * MIB), area + 32);
+  zeroes.writeBigUInt64LE(BigInt(3 * MIB), area + 48);
+  const large = Buffer.concat([zeroes, Buffer.alloc(4 * MIB)]);
+  large[area + 2 * MIB] = 1;
+  t.not(readVolumeGroup(readerOf(large)), undefined);
   for (const text of ['a {', 'a = [', 'a', 'a = {', '}', 'a = "', 'x { '.repeat(50), '\u{1}']) {
     t.throws(() => parseText(text), SyntaxError, text.slice(0, 20));
   }

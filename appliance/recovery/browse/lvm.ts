@@ -83,15 +83,16 @@ function newestText(reader: ByteReader, areaBytes: number): string | null {
     header.readUInt32LE(60),
   ];
   if (offset < SECTOR || offset >= areaSize || size === 0 || size > MAX_TEXT_BYTES) return null;
+  if (size > areaSize - SECTOR) return null;
   if ((flags & 1) !== 0) return null;
   // The area is a ring behind its header.
   const first = Math.min(size, areaSize - offset);
-  return Buffer.concat([
+  const text = Buffer.concat([
     reader.read(areaBytes + offset, first),
     reader.read(areaBytes + SECTOR, size - first),
-  ])
-    .toString('latin1')
-    .replace(/\0+$/, '');
+  ]);
+  const end = text.indexOf(0);
+  return text.toString('latin1', 0, end < 0 ? text.length : end);
 }
 
 /** @throws RangeError when it is larger than a disk can be */
