@@ -11,7 +11,8 @@ import { join } from 'node:path';
 import type { CompareDisks } from '../protocol/compare-disks.ts';
 import { type ControlMessage, type ControlOf, toErrorMessage } from '../protocol/control.ts';
 import { asUndError, type UndError, undError } from '../protocol/errors.ts';
-import { EXTENT_BYTES, type FrameExtent, packFrame, packMark } from '../protocol/frame.ts';
+import { EXTENT_BYTES, ExtentList } from '../protocol/extent-list.ts';
+import { type FrameExtent, packFrame, packList, packMark } from '../protocol/frame.ts';
 import type { HookReport, Mark } from '../protocol/marks.ts';
 import type {
   BlockReader,
@@ -80,9 +81,9 @@ type Job = ControlOf<'configureJob'>;
 
 /**
  * A frame is closed at this size, or so long after its first batch, whichever comes first; batches stay whole. The helper
- * lets records gather for 40 ms or to this size (GATHER_US): a batch that is on its way is still waited for.
+ * lets records gather for 100 ms or to this size (GATHER_US): a batch that is on its way is still waited for.
  */
-const FRAME_BYTES = 512 * 1024;
+const FRAME_BYTES = 1024 * 1024;
 const FRAME_MS = 1;
 /** A batch that would make a larger frame is cut; see docs/stream.md for what that means. */
 const FRAME_MAX_BYTES = 6 * 1024 * 1024;
@@ -300,9 +301,7 @@ class Session {
   #releasedPos: number;
   /** Up to here every record is in a frame, or in the open one. */
   #consumedPos = 0;
-  #open:
-    | { extents: FrameExtent[]; bytes: number; bootNs: bigint; batches: HeldBatch[] }
-    | undefined;
+  #open: { extents: ExtentList; bootNs: bigint; batches: HeldBatch[] } | undefined;
   #openEndPos = 0;
   /** Where the batch that is being taken ends; elsewhere the same as #openEndPos. */
   #batchEndPos = 0;
@@ -703,78 +702,64 @@ class Session {
   }
 
   #takeBatch(batch: CaptureBatch): void {
-    const first = batch.records[0];
-    if (first && first.bootNs - this.#clockMarkNs >= CLOCK_MARK_NS) this.#flush();
-    // A second that somebody chooses is a frame's end: all that was written by then, and nothing of what came later.
-    if (first && this.#open && this.#second(first.bootNs) > this.#second(this.#open.bootNs)) {
-      this.#flush();
+    const { records } = batch;
+    const { count } = records;
+    if (count > 0) {
+      const firstNs = records.bootNs(0);
+      if (firstNs - this.#clockMarkNs >= CLOCK_MARK_NS) this.#flush();
+      // A second that somebody chooses is a frame's end: all that was written by then, and nothing of what came later.
+      if (this.#open && this.#second(firstNs) > this.#second(this.#open.bootNs)) this.#flush();
     }
     this.#batchEndPos = Number(batch.endPos);
     const held: HeldBatch = { holders: 1, recycle: () => batch.recycle?.() };
-    let pointMark: CaptureBatch['records'][number] | undefined;
-    for (const record of batch.records) {
-      if (record.kind === 'mark') {
-        pointMark = record;
+    const sizes = new Map(this.#job.disks.map(({ index, sizeBytes }) => [index, sizeBytes]));
+    let point: { at: number; markId: bigint; bootNs: bigint } | undefined;
+    let next = records.dataAt;
+    for (let i = 0; i < count; i++) {
+      const kind = records.kind(i);
+      if (kind === 'mark') {
+        point = { at: i, markId: records.markId(i), bootNs: records.bootNs(i) };
         continue;
       }
-      if (record.kind === 'opaque') {
-        this.#loseOrder(`a pass-through command went to disk ${record.disk}`, [record.disk]);
+      const disk = records.disk(i);
+      if (kind === 'opaque') {
+        this.#loseOrder(`a pass-through command went to disk ${disk}`, [disk]);
         continue;
       }
-      if (this.#swap.covers(record.disk, record.offsetBytes, record.lengthBytes)) continue;
-      const disk = this.#job.disks.find(({ index }) => index === record.disk);
+      const offsetBytes = records.offsetBytes(i);
+      const capturedBytes = records.lengthBytes(i);
+      const dataAt = next;
+      if (kind === 'write') next += capturedBytes;
+      if (this.#swap.covers(disk, offsetBytes, capturedBytes)) continue;
       // Behind the size that the appliance knows: mirrored when the replica disk has grown.
-      const lengthBytes = Math.min(record.lengthBytes, (disk?.sizeBytes ?? 0) - record.offsetBytes);
+      const lengthBytes = Math.min(capturedBytes, (sizes.get(disk) ?? 0) - offsetBytes);
       if (lengthBytes <= 0) continue;
-      this.#open ??= { extents: [], bytes: 0, bootNs: 0n, batches: [] };
-      if (this.#open.batches.at(-1) !== held) {
+      this.#open ??= { extents: new ExtentList(), bootNs: 0n, batches: [] };
+      const { extents, batches } = this.#open;
+      if (batches.at(-1) !== held) {
         held.holders++;
-        this.#open.batches.push(held);
+        batches.push(held);
       }
-      const { offsetBytes } = record;
-      if (record.kind === 'zero') {
-        this.#open.extents.push({ kind: 'zero', disk: record.disk, offsetBytes, lengthBytes });
-        this.#open.bytes += EXTENT_BYTES;
-      } else {
+      if (kind === 'zero') extents.addZero(disk, offsetBytes, lengthBytes);
+      else {
         this.#writtenBytes += lengthBytes;
-        this.#push(record.disk, offsetBytes, lengthBytes, record.data!);
+        extents.joinWrite(disk, offsetBytes, lengthBytes, records.body, dataAt);
       }
-      this.#open.bootNs = record.bootNs;
-      for (const touched of this.#trackers.get(record.disk) ?? []) {
-        touched.add(offsetBytes, lengthBytes);
-      }
-      if (this.#open.bytes >= FRAME_MAX_BYTES) this.#flush();
+      const trackers = this.#trackers.get(disk);
+      if (trackers) for (const touched of trackers) touched.add(offsetBytes, lengthBytes);
+      this.#open.bootNs = records.bootNs(i);
+      if (extents.bytes >= FRAME_MAX_BYTES) this.#flush();
     }
     letGo(held);
     this.#consumedPos = Number(batch.endPos);
     this.#openEndPos = this.#consumedPos;
-    if (pointMark) this.#placePoint(pointMark, pointMark === batch.records.at(-1));
+    if (point) this.#placePoint(point, point.at === count - 1);
     if (this.#open) {
-      if (this.#open.bytes >= FRAME_BYTES) this.#flush();
+      if (this.#open.extents.bytes >= FRAME_BYTES) this.#flush();
       else this.#frameTimer ??= setTimeout(() => this.#flush(), FRAME_MS);
     }
     this.#proveClock(this.#consumedPos);
     this.#window!.poke();
-  }
-
-  /** Neighbouring pieces of one large write come as several records: one extent for them. */
-  #push(disk: number, offsetBytes: number, lengthBytes: number, data: Buffer): void {
-    const open = this.#open!;
-    const last = open.extents.at(-1);
-    if (
-      last?.kind === 'write' &&
-      last.disk === disk &&
-      last.offsetBytes + last.lengthBytes === offsetBytes &&
-      last.data.buffer === data.buffer &&
-      last.data.byteOffset + last.lengthBytes === data.byteOffset
-    ) {
-      last.lengthBytes += lengthBytes;
-      last.data = Buffer.from(data.buffer, last.data.byteOffset, last.lengthBytes);
-      open.bytes += lengthBytes;
-      return;
-    }
-    open.extents.push({ kind: 'write', disk, offsetBytes, lengthBytes, data });
-    open.bytes += lengthBytes + EXTENT_BYTES;
   }
 
   /** Close the open frame and number it. */
@@ -787,8 +772,8 @@ class Session {
     this.#advance(open.bootNs);
     const { compression } = this.#job;
     const meta = this.#meta();
-    this.#window!.push(meta.capturePos, open.bytes, (seq) =>
-      packFrame({ ...meta, kind: 'stream', seq }, open.extents, compression).finally(() =>
+    this.#window!.push(meta.capturePos, open.extents.bytes, (seq) =>
+      packList({ ...meta, kind: 'stream', seq }, open.extents, compression).finally(() =>
         open.batches.forEach(letGo),
       ),
     );
@@ -857,7 +842,7 @@ class Session {
   }
 
   /** A batch is done: a point asked for by the mark in it is here. `exact`: nothing of the batch lies behind the mark. */
-  #placePoint({ markId, bootNs }: { markId?: bigint; bootNs: bigint }, exact: boolean): void {
+  #placePoint({ markId, bootNs }: { markId: bigint; bootNs: bigint }, exact: boolean): void {
     this.#points.at(markId, exact, (mark) => {
       const order = this.#order.state;
       if (order.name === 'lost') throw new Stopped(order.reason);

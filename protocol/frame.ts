@@ -16,12 +16,12 @@
 import { crc32 } from 'node:zlib';
 import { BufferPool } from './buffer-pool.ts';
 import { undError } from './errors.ts';
+import { EXTENT_BYTES, EXTENT_KINDS, ExtentList } from './extent-list.ts';
 import { compress, decompress, Turns } from './zstd.ts';
 
 export const FRAME_MAGIC = 0x31465355; // "USF1"
 export const FRAME_VERSION = 1;
 export const FRAME_HEADER_BYTES = 96;
-export const EXTENT_BYTES = 24;
 /** No frame unpacks to more than this; a packed payload is never larger than its unpacked form. */
 export const MAX_UNPACKED_BYTES = 8 * 1024 * 1024;
 export const MAX_EXTENTS = 65_536;
@@ -36,7 +36,6 @@ export type Compression = 'none' | 'fast' | 'balanced' | 'best';
 
 const KINDS: readonly FrameKind[] = ['stream', 'mirror', 'mark'];
 const CODECS: readonly Codec[] = ['none', 'zstd'];
-const EXTENT_KINDS = ['write', 'zero'] as const;
 
 export type FrameExtent =
   | {
@@ -139,26 +138,33 @@ function encodeHeader(
   return header;
 }
 
-/**
- * Pack extents into one frame, header and payload in one buffer. Compression runs in the thread pool; what does not
- * shrink is stored as it is.
- */
+/** Pack extents into one frame; see packList. */
 export async function packFrame(
   input: FrameInput,
   extents: readonly FrameExtent[],
   compression: Compression,
 ): Promise<Buffer> {
-  if (extents.length > MAX_EXTENTS) throw invalid(input.seq, `${extents.length} extents`);
-  let unpackedBytes = extents.length * EXTENT_BYTES;
-  for (const extent of extents) {
-    if (extent.kind === 'write') unpackedBytes += extent.lengthBytes;
-  }
+  return packList(input, ExtentList.of(extents), compression);
+}
+
+/**
+ * Pack extents into one frame, header and payload in one buffer. Compression runs in the thread pool; what does not
+ * shrink is stored as it is.
+ * @throws UND_FRAME_INVALID if they are too many or too large
+ */
+export async function packList(
+  input: FrameInput,
+  extents: ExtentList,
+  compression: Compression,
+): Promise<Buffer> {
+  if (extents.count > MAX_EXTENTS) throw invalid(input.seq, `${extents.count} extents`);
+  const unpackedBytes = extents.bytes;
   if (unpackedBytes > MAX_UNPACKED_BYTES) throw invalid(input.seq, `${unpackedBytes} bytes`);
   if (compression === 'none' || unpackedBytes < MIN_COMPRESS_BYTES) {
     const frame = allocateFrame(unpackedBytes);
     const raw = frame.subarray(FRAME_HEADER_BYTES);
-    layOut(raw, extents);
-    encodeHeader(input, 'none', extents.length, unpackedBytes, raw).copy(frame);
+    extents.layOut(raw);
+    encodeHeader(input, 'none', extents.count, unpackedBytes, raw).copy(frame);
     return frame;
   }
   await packing.turn();
@@ -166,7 +172,7 @@ export async function packFrame(
   try {
     raw = scratch.take(unpackedBytes);
     const whole = raw;
-    layOut(whole, extents);
+    extents.layOut(whole);
     return await compress(whole, LEVEL[compression], (pieces) => {
       const packedBytes = pieces.reduce((sum, { length }) => sum + length, 0);
       const smaller = packedBytes < whole.length;
@@ -175,31 +181,13 @@ export async function packFrame(
       for (const piece of smaller ? pieces : [whole]) at += piece.copy(frame, at);
       const payload = frame.subarray(FRAME_HEADER_BYTES);
       const codec = smaller ? 'zstd' : 'none';
-      encodeHeader(input, codec, extents.length, unpackedBytes, payload).copy(frame);
+      encodeHeader(input, codec, extents.count, unpackedBytes, payload).copy(frame);
       return frame;
     });
   } finally {
     if (raw) scratch.give(raw);
     packing.done();
   }
-}
-
-/** The unpacked payload: the table of extents, and their data behind it. */
-function layOut(raw: Buffer, extents: readonly FrameExtent[]): void {
-  let at = extents.length * EXTENT_BYTES;
-  extents.forEach((extent, index) => {
-    const row = index * EXTENT_BYTES;
-    raw.writeUInt8(EXTENT_KINDS.indexOf(extent.kind), row);
-    raw.writeUInt8(0, row + 1);
-    raw.writeUInt16LE(extent.disk, row + 2);
-    raw.writeUInt32LE(0, row + 4);
-    raw.writeBigUInt64LE(BigInt(extent.offsetBytes), row + 8);
-    raw.writeBigUInt64LE(BigInt(extent.lengthBytes), row + 16);
-    if (extent.kind === 'write') {
-      raw.set(extent.data.subarray(0, extent.lengthBytes), at);
-      at += extent.lengthBytes;
-    }
-  });
 }
 
 /**

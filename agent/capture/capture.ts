@@ -6,6 +6,7 @@
  */
 import { HelperCapture } from './client.ts';
 import { HelperBlockReader } from './reader.ts';
+import type { CaptureRecords } from './wire.ts';
 
 /** A whole disk (never a partition). `index` is the caller's, 0..63, and comes back in every record. */
 export type CaptureDisk = { index: number; devicePath: string; sizeBytes: number };
@@ -37,13 +38,13 @@ export type CaptureRecord = {
  * missing (it is in the dirty map): apply them, but the result is no recovery point.
  */
 export type CaptureBatch = {
-  records: CaptureRecord[];
+  records: CaptureRecords;
   startPos: bigint;
   endPos: bigint;
   order: 'held' | 'lost';
   /** Order resumed here: between the batch before and this one, writes went to the dirty map only. */
   gapBefore?: boolean;
-  /** Nobody looks at the records' data any more: their memory is used again. Optional to call. */
+  /** Nobody looks at the records any more: their memory is used again. Optional to call. */
   recycle?(): void;
 };
 

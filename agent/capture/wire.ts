@@ -12,6 +12,8 @@ export const BATCH_HEADER_BYTES = 40;
 export const RECORD_BYTES = 40;
 const MAGIC = 0x31424355;
 const KINDS = [undefined, 'write', 'zero', 'mark', 'opaque'] as const;
+const KIND_WRITE = 1;
+const KIND_MARK = 3;
 const FLAG_DISCARD = 2;
 
 export type BatchHeader = {
@@ -35,33 +37,100 @@ export function parseBatchHeader(bytes: Buffer): BatchHeader {
   };
 }
 
-/** `body` is the records and the data behind a header; the records' data are views of it. */
-export function parseBatchBody(header: BatchHeader, body: Buffer): CaptureBatch {
-  const records: CaptureRecord[] = [];
-  let dataAt = header.records * RECORD_BYTES;
-  for (let i = 0; i < header.records; i++) {
-    const at = i * RECORD_BYTES;
-    const kind = KINDS[body.readUInt8(at)];
-    if (!kind) throw new Error(`capture helper: record of kind ${body.readUInt8(at)}`);
-    const record: CaptureRecord = {
-      kind,
-      disk: kind === 'mark' ? -1 : body.readUInt16LE(at + 2),
-      lengthBytes: body.readUInt32LE(at + 4),
-      offsetBytes: Number(body.readBigUInt64LE(at + 8)),
-      bootNs: body.readBigUInt64LE(at + 16),
-      pos: body.readBigUInt64LE(at + 32),
-    };
-    if (kind === 'mark') record.markId = body.readBigUInt64LE(at + 24);
-    if (kind === 'zero' && body.readUInt8(at + 1) & FLAG_DISCARD) record.discard = true;
-    if (kind === 'write') {
-      record.data = body.subarray(dataAt, dataAt + record.lengthBytes);
-      dataAt += record.lengthBytes;
+/**
+ * The records of a batch by columns, read where the helper wrote them: a busy source writes tens of thousands of small
+ * blocks a second, and an object, three big integers and a view for each of them would cost more than all that is done
+ * with it. Whoever has the time iterates over objects.
+ */
+export class CaptureRecords {
+  readonly count: number;
+  /** The data of all writes, one after the other, are its end. */
+  readonly body: Buffer;
+  readonly hasMark: boolean;
+  readonly #view: DataView;
+
+  /**
+   * @param body `count` records, and the data of the writes among them
+   * @throws if it is not that
+   */
+  constructor(count: number, body: Buffer) {
+    this.count = count;
+    this.body = body;
+    this.#view = new DataView(body.buffer, body.byteOffset, body.length);
+    let bytes = count * RECORD_BYTES;
+    let hasMark = false;
+    for (let i = 0; i < count; i++) {
+      const kind = this.#view.getUint8(i * RECORD_BYTES);
+      if (!KINDS[kind]) throw new Error(`capture helper: record of kind ${kind}`);
+      if (kind === KIND_WRITE) bytes += this.lengthBytes(i);
+      if (kind === KIND_MARK) hasMark = true;
     }
-    records.push(record);
+    if (bytes !== body.length) throw new Error('capture helper: a batch and its data disagree');
+    this.hasMark = hasMark;
   }
-  if (dataAt !== body.length) throw new Error('capture helper: a batch and its data disagree');
+
+  /** Where the data of the first write begin in `body`; those of the next ones follow. */
+  get dataAt(): number {
+    return this.count * RECORD_BYTES;
+  }
+
+  kind(i: number): CaptureRecord['kind'] {
+    return KINDS[this.#view.getUint8(i * RECORD_BYTES)]!;
+  }
+
+  /** -1 of a mark. */
+  disk(i: number): number {
+    return this.kind(i) === 'mark' ? -1 : this.#view.getUint16(i * RECORD_BYTES + 2, true);
+  }
+
+  lengthBytes(i: number): number {
+    return this.#view.getUint32(i * RECORD_BYTES + 4, true);
+  }
+
+  offsetBytes(i: number): number {
+    const at = i * RECORD_BYTES + 8;
+    return this.#view.getUint32(at, true) + this.#view.getUint32(at + 4, true) * 2 ** 32;
+  }
+
+  bootNs(i: number): bigint {
+    return this.#view.getBigUint64(i * RECORD_BYTES + 16, true);
+  }
+
+  markId(i: number): bigint {
+    return this.#view.getBigUint64(i * RECORD_BYTES + 24, true);
+  }
+
+  *[Symbol.iterator](): Generator<CaptureRecord> {
+    let dataAt = this.dataAt;
+    for (let i = 0; i < this.count; i++) {
+      const at = i * RECORD_BYTES;
+      const kind = this.kind(i);
+      const record: CaptureRecord = {
+        kind,
+        disk: this.disk(i),
+        lengthBytes: this.lengthBytes(i),
+        offsetBytes: this.offsetBytes(i),
+        bootNs: this.bootNs(i),
+        pos: this.#view.getBigUint64(at + 32, true),
+      };
+      if (kind === 'mark') record.markId = this.markId(i);
+      if (kind === 'zero' && this.#view.getUint8(at + 1) & FLAG_DISCARD) record.discard = true;
+      if (kind === 'write') {
+        record.data = this.body.subarray(dataAt, dataAt + record.lengthBytes);
+        dataAt += record.lengthBytes;
+      }
+      yield record;
+    }
+  }
+}
+
+/**
+ * `body` is the records and the data behind a header.
+ * @throws if it is not
+ */
+export function parseBatchBody(header: BatchHeader, body: Buffer): CaptureBatch {
   return {
-    records,
+    records: new CaptureRecords(header.records, body),
     startPos: header.startPos,
     endPos: header.endPos,
     order: header.lost ? 'lost' : 'held',

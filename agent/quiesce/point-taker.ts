@@ -132,7 +132,7 @@ export class PointTaker {
 
   /** Resolves when it is known what the marks of the batch stand for: at once, but for the moment of a freeze. */
   async known(batch: CaptureBatch): Promise<void> {
-    if (batch.records.some(({ kind }) => kind === 'mark')) await this.#marking;
+    if (batch.records.hasMark) await this.#marking;
   }
 
   /**

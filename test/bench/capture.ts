@@ -7,10 +7,11 @@
  * Variant `equal`: all compete as equals, which is harder than any real source; only when asked for.
  * A load that the link does not take is at first captured in order, until the ring is full, and costs more then than later:
  * rounds of a few seconds show that, longer ones what a source that writes so all the time would see.
- * Part `apart`: 4k writes, with each of those who share the processors standing still in turn.
+ * Part `apart`: 4k writes, with each of those who share the processors standing still in turn, and beside a process that only
+ * computes.
  * Media: `disk`, a file on this machine's disk, with a disk's latency; `memory`, a file in memory: nothing to hide behind.
  *
- * --set rounds=N seconds=N variants=disk/unit,disk/equal,memory/unit parts=fio,pgbench,apart,sustained,lag,hook
+ * --set rounds=N seconds=N warmSeconds=N variants=disk/unit,disk/equal,memory/unit parts=fio,pgbench,apart,sustained,lag,hook
  *       sustainedSeconds=N sustainedMiB=N (per second) lagSeconds=N ringMiB=N
  */
 // apt: fio postgresql util-linux e2fsprogs openssl iproute2
@@ -32,6 +33,8 @@ import { fio, Postgres } from './loads.ts';
 interface Plan {
   rounds: number;
   seconds: number;
+  /** Before each side of a round. */
+  warmSeconds: number;
   variants: LabOptions[];
   parts: Set<string>;
   sustainedSeconds: number;
@@ -47,6 +50,7 @@ function planOf({ quick, short, set }: BenchOptions): Plan {
   return {
     rounds: number('rounds', 5, 3, 1),
     seconds: number('seconds', 10, 3, 1),
+    warmSeconds: number('warmSeconds', 4, 3, 0.2),
     sustainedSeconds: number('sustainedSeconds', 60, 20, 1),
     sustainedMiB: number('sustainedMiB', 200, 200, 200),
     lagSeconds: number('lagSeconds', 30, 15, 1),
@@ -71,6 +75,13 @@ interface Measured {
   agent: number[];
 }
 
+/**
+ * An agent that has just been started is still being compiled: on a source it runs for months. The same load before the
+ * bare side, so that both meet the same disk.
+ */
+const warmUp = (lab: BenchLab, { warmSeconds }: Plan) =>
+  fio(lab.dev, warmSeconds, ['--rw=randwrite', '--bs=4k', '--iodepth=4', '--rate=40M']);
+
 /** Runs every load bare and with the agent in turn, `rounds` times. */
 async function sideBySide(
   lab: BenchLab,
@@ -78,6 +89,7 @@ async function sideBySide(
   plan: Plan,
   options: BenchOptions,
   onAgentSide?: (load: string) => Promise<void>,
+  before?: () => Promise<unknown>,
 ): Promise<Record<string, Measured>> {
   const results = Object.fromEntries(
     Object.keys(loads).map((name): [string, Measured] => [name, { bare: [], agent: [] }]),
@@ -88,6 +100,7 @@ async function sideBySide(
       ? (['bare', 'agent'] as const)
       : (['agent', 'bare'] as const)) {
       if (side === 'agent') await lab.startAgent();
+      await before?.();
       for (const [name, take] of Object.entries(loads)) {
         const value = await take();
         results[name]![side].push(value);
@@ -108,6 +121,7 @@ const compared = (
   { bare, agent }: Measured,
   goal: Goal | undefined,
   note: string | null = null,
+  what = 'bare',
 ): Row => {
   const ratios = agent.map((value, round) => value / bare[round]!);
   const spread = `ratios of the rounds ${Math.min(...ratios).toFixed(3)} to ${Math.max(...ratios).toFixed(3)}`;
@@ -115,7 +129,7 @@ const compared = (
     figure,
     value: median(agent),
     unit,
-    against: { what: 'bare', value: median(bare) },
+    against: { what, value: median(bare) },
     goal,
     note: [spread, note].filter(Boolean).join('; '),
   });
@@ -164,6 +178,7 @@ async function* fioRows(
           return mode.mode === 'ordered' && consistent;
         });
       },
+      () => warmUp(lab, plan),
     );
     const name = `${variant.medium}/${variant.priority}`;
     const judged = variant.medium === 'disk';
@@ -211,9 +226,11 @@ const WINDOW_SECONDS = 1.4;
 const DEEP_RING_BYTES = 1024 * MIB;
 
 /**
- * What a source would lose whose appliance is another machine: the appliance's process stands still as long as the window
- * lasts. And what the programs in the kernel take alone: agent and helper stand still too, and the ring holds it all. At
- * depth 32 the window is full within a fifth of a second, so only the programs can be looked at.
+ * 4k writes with each of those who share the processors standing still in turn: what a source would lose whose appliance
+ * is another machine (the appliance's process stands still for as long as the agent's window lasts; at depth 32 that is a
+ * fifth of a second, so it is left out), and what the programs in the kernel take alone (agent and helper stand still too,
+ * and the ring holds it all). And without any capture, beside a process that only computes: what such a load loses here as
+ * soon as anybody else uses a processor, who gives way as agent and appliance do.
  */
 async function* apartRows(
   variant: LabOptions,
@@ -235,29 +252,38 @@ async function* apartRows(
     });
     return value;
   };
+  const takeBeside = async () => {
+    const bystander = lab.startBystander();
+    const value = await take();
+    bystander.kill('SIGKILL');
+    return value;
+  };
   try {
     await lab.startAppliance();
     const all = ['--rw=write', '--bs=1M', '--iodepth=4', '--time_based=0'];
     await fio(lab.dev, 600, [...all, `--size=${lab.sizeBytes}`]);
     const bare: number[] = [];
-    const sides: Record<'all' | 'away' | 'programs', number[]> = {
+    const sides: Record<'all' | 'away' | 'programs' | 'bystander', number[]> = {
       all: [],
       away: [],
       programs: [],
+      bystander: [],
     };
     const rounds = plan.rounds * 2;
     for (let round = 1; round <= rounds; round++) {
       const before = await take();
+      sides.bystander.push(await takeBeside());
       await lab.startAgent();
+      await warmUp(lab, plan);
       const { agentPid, helperPid, appliancePid } = lab;
-      if (!deep) {
-        sides.all.push(await takeWithout());
-        sides.away.push(await takeWithout(appliancePid));
-      }
+      sides.all.push(await takeWithout());
+      if (!deep) sides.away.push(await takeWithout(appliancePid));
       sides.programs.push(await takeWithout(agentPid, helperPid, appliancePid));
       await lab.stopAgent();
       bare.push((before + (await take())) / 2);
-      const words = Object.values(sides).flatMap((one) => one.at(-1)?.toFixed(0) ?? []);
+      const words = Object.entries(sides).flatMap(([name, values]) =>
+        values.length > 0 ? `${name} ${values.at(-1)!.toFixed(0)}` : [],
+      );
       progress(
         `apart, depth ${depth}, round ${round} of ${rounds}: ${words.join(', ')} of ${bare.at(-1)!.toFixed(0)}`,
       );
@@ -265,12 +291,25 @@ async function* apartRows(
     const name = `${variant.medium}/${variant.priority} 4k random write, queue depth ${depth}`;
     const side = (words: string, agent: number[], goal?: Goal) =>
       compared(`${name}, ${words}`, 'IOPS', { bare, agent }, goal);
+    yield side('short rounds', sides.all);
     if (!deep) {
-      yield side('short rounds', sides.all);
       const judged = variant.medium === 'disk' ? { atLeast: 0.95 } : undefined;
       yield side('the appliance stands still', sides.away, judged);
     }
     yield side('the programs in the kernel alone', sides.programs);
+    const beside = 'a process that only computes';
+    yield side(`no capture, beside ${beside}`, sides.bystander);
+    yield compared(
+      `${name}, short rounds again`,
+      'IOPS',
+      {
+        bare: sides.bystander,
+        agent: sides.all,
+      },
+      undefined,
+      null,
+      `beside ${beside}`,
+    );
   } finally {
     await lab.close();
   }
@@ -312,6 +351,8 @@ async function* pgbenchRows(
       },
       plan,
       options,
+      undefined,
+      () => postgres.transactionsPerSec(Math.ceil(plan.warmSeconds)),
     );
     const name = `${variant.medium}/${variant.priority}`;
     yield compared(

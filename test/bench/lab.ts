@@ -221,6 +221,14 @@ export class BenchLab {
     });
   }
 
+  /** A process that only computes, on one processor, where the appliance has its place among the loads: always last. */
+  startBystander(): ChildProcess {
+    const [command, ...args] = [...this.#wordsFor('appliance'), 'sh', '-c', 'while :; do :; done'];
+    const bystander = spawn(command!, args, { stdio: 'ignore' });
+    this.later(() => bystander.kill('SIGKILL'));
+    return bystander;
+  }
+
   /** Take the capture off the disk. */
   async stopAgent(): Promise<void> {
     const agent = this.#agent;

@@ -17,6 +17,7 @@ import type {
   Extent,
   TrackingReason,
 } from '../../agent/capture/capture.ts';
+import { CaptureRecords, RECORD_BYTES } from '../../agent/capture/wire.ts';
 import { SourceStream, type SourceStreamOptions } from '../../agent/source-stream.ts';
 import {
   type OpenStreamOptions,
@@ -201,6 +202,26 @@ export class ScriptedKernel {
   }
 }
 
+const WIRE_KINDS = ['write', 'zero', 'mark', 'opaque'];
+
+/** Records as the helper writes them (agent/capture/wire.ts). */
+function wireRecords(records: readonly CaptureRecord[]): CaptureRecords {
+  const rows = records.map((record) => {
+    const row = Buffer.alloc(RECORD_BYTES);
+    row.writeUInt8(WIRE_KINDS.indexOf(record.kind) + 1, 0);
+    row.writeUInt8(record.discard ? 2 : 0, 1);
+    row.writeUInt16LE(Math.max(record.disk, 0), 2);
+    row.writeUInt32LE(record.lengthBytes, 4);
+    row.writeBigUInt64LE(BigInt(record.offsetBytes), 8);
+    row.writeBigUInt64LE(record.bootNs, 16);
+    row.writeBigUInt64LE(record.markId ?? 0n, 24);
+    row.writeBigUInt64LE(record.pos, 32);
+    return row;
+  });
+  const data = records.flatMap(({ data }) => data ?? []);
+  return new CaptureRecords(records.length, Buffer.concat([...rows, ...data]));
+}
+
 class ScriptedCapture implements Capture {
   readonly #kernel: ScriptedKernel;
   #readPos = 0;
@@ -260,7 +281,7 @@ class ScriptedCapture implements Capture {
       }
       this.#readPos = entries.at(-1)!.endPos;
       yield {
-        records: entries.map(({ record }) => record),
+        records: wireRecords(entries.map(({ record }) => record)),
         startPos: BigInt(entries[0]!.startPos),
         endPos: BigInt(this.#readPos),
         order: entries[0]!.lost ? 'lost' : 'held',

@@ -255,6 +255,15 @@ t.test('marks are read back, and what is no mark is refused', async (t) => {
   }
 });
 
+t.test('an extent that is none is refused before anything of it is packed', async (t) => {
+  const extent = (offsetBytes: number, lengthBytes: number, bytes: number): FrameExtent => ({
+    ...{ kind: 'write', disk: 0, offsetBytes, lengthBytes, data: Buffer.alloc(bytes) },
+  });
+  for (const bad of [extent(-1, 512, 512), extent(0.5, 512, 512), extent(0, 1024, 512)]) {
+    await t.rejects(packFrame({ ...meta, seq: 1 }, [bad], 'none'), RangeError);
+  }
+});
+
 t.test('a frame that cannot be packed does not keep the ones behind it waiting', async (t) => {
   const piece = (offsetBytes: number, data = Buffer.alloc(4096, 7)): FrameExtent => ({
     kind: 'write',
@@ -265,7 +274,7 @@ t.test('a frame that cannot be packed does not keep the ones behind it waiting',
   });
   // Seen to hang with the turn given back only after a compression that ended.
   for (let bad = 0; bad < 8; bad++) {
-    await t.rejects(packFrame({ ...meta, seq: 1 }, [piece(-1)], 'fast'));
+    await t.rejects(packFrame({ ...meta, seq: -1 }, [piece(0)], 'fast'), /seq is -1/);
   }
   // More than have a turn at once, each with its own bytes in the buffers that are used again.
   const many = await Promise.all(

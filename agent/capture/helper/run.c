@@ -39,9 +39,9 @@
 #define BPF_FS 0xcafe4a11
 #define BATCH_BYTES (2u << 20)
 #define PIPE_BYTES (1 << 20)
-#define GATHER_BYTES (512u << 10)
-#define GATHER_US 40000
-#define GATHER_STEP_US 4000
+#define GATHER_BYTES (1u << 20)
+#define GATHER_US 100000
+#define GATHER_STEP_US 8000
 #define BATCH_SPAN_NS 500000000ull
 #define MAX_PIECES 8192
 #define RECORD_BYTES (1u << 20)
