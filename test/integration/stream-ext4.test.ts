@@ -19,7 +19,7 @@ const MIB = 1024 * 1024;
 const run = (command: string, ...args: string[]) =>
   execFileSync(command, args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] });
 
-t.setTimeout(60_000);
+t.setTimeout(600_000);
 
 async function freeOf(path: string, bytes: number): Promise<Ext4Free> {
   const fd = openSync(path, 'r');

@@ -5,7 +5,7 @@ import type { Capture } from '../../agent/capture/capture.ts';
 import { undError } from '../../protocol/errors.ts';
 import { MIB, StreamLab, until } from './stream.lab.ts';
 
-t.setTimeout(180_000);
+t.setTimeout(600_000);
 
 // Red when `jobFailed` is only kept as the reason of a lost connection.
 t.test('an agent that cannot take up the job: its error is the state of the job', async (t) => {

@@ -6,7 +6,7 @@ import type { Point } from '../../appliance/points/point-index.ts';
 import { unpackFrame } from '../../protocol/frame.ts';
 import { MIB, StreamLab, until } from './stream.lab.ts';
 
-t.setTimeout(180_000);
+t.setTimeout(600_000);
 
 /** Redo, in order, on a copy: what recovery to a point does. */
 async function replay(lab: StreamLab, copy: string, fromSeq: number, toSeq: number): Promise<void> {

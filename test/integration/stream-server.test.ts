@@ -17,7 +17,7 @@ import { type UndError, undError } from '../../protocol/errors.ts';
 import { Link } from '../../protocol/link.ts';
 import { until } from './stream.lab.ts';
 
-t.setTimeout(60_000);
+t.setTimeout(600_000);
 
 const dir = mkdtempSync(join(tmpdir(), 'agent-server-test-'));
 t.teardown(() => rmSync(dir, { recursive: true, force: true }));

@@ -4,7 +4,7 @@ import { open } from 'node:fs/promises';
 import t from 'tap';
 import { MIB, StreamLab, until } from './stream.lab.ts';
 
-t.setTimeout(180_000);
+t.setTimeout(600_000);
 
 const BLOCK = 4096;
 
