@@ -11,13 +11,11 @@ import { join } from 'node:path';
 import type { CompareDisks } from '../protocol/compare-disks.ts';
 import { type ControlMessage, type ControlOf, toErrorMessage } from '../protocol/control.ts';
 import { asUndError, type UndError, undError } from '../protocol/errors.ts';
-import { EXTENT_BYTES, ExtentList } from '../protocol/extent-list.ts';
-import { type FrameExtent, packFrame, packList, packMark } from '../protocol/frame.ts';
+import type { FrameExtent } from '../protocol/frame.ts';
 import type { HookReport, Mark } from '../protocol/marks.ts';
 import type {
   BlockReader,
   Capture,
-  CaptureBatch,
   CaptureEvent,
   CaptureStart,
   CaptureStatus,
@@ -33,6 +31,7 @@ import { type Span, Touched } from './mirror/touched.ts';
 import type { Unneeded } from './mirror/unneeded.ts';
 import { Verifications } from './mirror/verifications.ts';
 import type { VerifyHost } from './mirror/verify-run.ts';
+import { Framing } from './queue/framing.ts';
 import { Window } from './queue/window.ts';
 import { type PointTaken, PointTaker } from './quiesce/point-taker.ts';
 import type { QuiesceRequest } from './quiesce/quiesce.ts';
@@ -79,20 +78,8 @@ export interface SourceStreamOptions {
 
 type Job = ControlOf<'configureJob'>;
 
-/**
- * A frame is closed at this size, or so long after its first batch, whichever comes first; batches stay whole. The helper
- * lets records gather for 100 ms or to this size (GATHER_US): a batch that is on its way is still waited for.
- */
-const FRAME_BYTES = 1024 * 1024;
-const FRAME_MS = 1;
-/** A batch that would make a larger frame is cut; see docs/stream.md for what that means. */
-const FRAME_MAX_BYTES = 6 * 1024 * 1024;
 /** A little less than a second: with a late timer, too, there is a clock mark in each second. */
 const STATUS_MS = 900;
-/** Under load the data's own clock says when a mark is due, also when the stream is far behind. */
-const CLOCK_MARK_NS = 500_000_000n;
-/** Moments whose records are still in the ring; more than a ring ever holds seconds of. */
-const MAX_PROOFS = 4_096;
 /** For so long a file that leaves an excluded folder may be missing on the replica. */
 const EXCLUDED_CHECK_MS = 5_000;
 const RETRY_MIN_MS = 3_000;
@@ -113,16 +100,6 @@ interface Attached {
 }
 
 class Stopped extends Error {}
-
-/** A batch of the capture whose data are still to be packed: by the frames that hold parts of it. */
-interface HeldBatch {
-  holders: number;
-  recycle(): void;
-}
-
-function letGo(batch: HeldBatch): void {
-  if (--batch.holders === 0) batch.recycle();
-}
 
 export class SourceStream {
   readonly #options: SourceStreamOptions;
@@ -299,19 +276,7 @@ class Session {
   #window: Window | undefined;
   #consumer: Promise<void> | undefined;
   #releasedPos: number;
-  /** Up to here every record is in a frame, or in the open one. */
-  #consumedPos = 0;
-  #open: { extents: ExtentList; bootNs: bigint; batches: HeldBatch[] } | undefined;
-  #openEndPos = 0;
-  /** Where the batch that is being taken ends; elsewhere the same as #openEndPos. */
-  #batchEndPos = 0;
-  #frameTimer: NodeJS.Timeout | undefined;
-  /** All writes issued before it are in frames that are numbered. */
-  #bootNs = 0n;
-  #wallOffsetNs = 0n;
-  /** Moments, and where in the ring the records from before each of them end. */
-  #proofs: Array<{ bootNs: bigint; pos: number }> = [];
-  #clockMarkNs = 0n;
+  readonly #framing: Framing;
   readonly #points: PointTaker;
   readonly #order: Order;
   readonly #linkMeter = new LinkMeter(performance.now());
@@ -333,7 +298,6 @@ class Session {
   #ackedBytes = 0;
   #ackRate = { atMs: 0, bytes: 0, perSec: 0 };
   #readBytes = 0;
-  #writtenBytes = 0;
   #statusTimer: NodeJS.Timeout | undefined;
   readonly #swap: SwapAreas;
   readonly #exclusions: Exclusions;
@@ -358,6 +322,17 @@ class Session {
     this.#exclusions = new Exclusions(join(options.runDir, `excluded-${job.jobId}.json`));
     this.#releasedPos = Number(start.consumerPos);
     this.#bucket = new TokenBucket(job.bandwidthLimitBytesPerSec, performance.now());
+    this.#framing = new Framing({
+      epoch: () => this.#epoch!.epoch,
+      job: () => this.#job,
+      isLeftOut: (disk, offsetBytes, lengthBytes) =>
+        this.#swap.covers(disk, offsetBytes, lengthBytes),
+      trackers: (disk) => this.#trackers.get(disk),
+      opaque: (disk) => this.#loseOrder(`a pass-through command went to disk ${disk}`, [disk]),
+      point: (point, exact) => this.#placePoint(point, exact),
+      orderHeld: () => this.#order.held,
+      attached: () => this.#attached !== undefined,
+    });
     this.#points = new PointTaker({
       jobName: job.jobId,
       devicePaths: () => this.#job.disks.map(({ devicePath }) => devicePath),
@@ -379,10 +354,10 @@ class Session {
       {
         capture,
         disks: () => this.#job.disks,
-        mark: (mark) => this.#mark(mark),
+        mark: (mark) => this.#framing.mark(mark),
         ackedSeq: () => this.#window!.firstSeq - 1,
         until: (condition, signal) => this.#window!.until(condition, signal),
-        consumedPos: () => this.#consumedPos,
+        consumedPos: () => this.#framing.consumedPos,
         nearlySent: () => this.#window!.bytes < this.#window!.limitBytes / 4,
         linkPerSec: () => this.#linkPerSec(),
         connection: () => this.#attached?.abort.signal ?? null,
@@ -417,7 +392,7 @@ class Session {
     );
     const remembered = await ackNote.read();
     const session = new Session(options, job, capture, start, ackNote, remembered, died);
-    session.#setWallClock(status);
+    session.#framing.setWallClock(status);
     unlisten();
     capture.onEvent((event) => session.#onEvent(event));
     for (const event of early) session.#onEvent(event);
@@ -513,19 +488,16 @@ class Session {
   #begin(job: Job, fromPos: number | null): void {
     this.#epoch = { journalId: job.journalId, epoch: job.streamEpoch };
     this.#window = new Window(job.durable.seq + 1, this.#windowBytes);
-    this.#consumedPos = fromPos ?? this.#releasedPos;
-    this.#openEndPos = this.#consumedPos;
-    this.#batchEndPos = this.#consumedPos;
+    this.#framing.begin(this.#window, fromPos ?? this.#releasedPos);
     if (fromPos === null) {
-      this.#mark({
+      this.#framing.mark({
         type: 'epochStart',
         captureId: this.#start.captureId,
         bootId: this.#start.bootId,
         reason: job.epochReason,
       });
     } else {
-      // The ring holds records that are older than this process: its own start is no moment to vouch for.
-      this.#bootNs = BigInt(job.durable.bootTimeNs);
+      this.#framing.goOnAt(BigInt(job.durable.bootTimeNs));
       this.#release(fromPos);
     }
     const mode = this.#capture.mode();
@@ -696,149 +668,18 @@ class Session {
         this.#loseOrder(reason);
       }
       await this.#points.known(batch);
-      this.#takeBatch(batch);
+      this.#framing.takeBatch(batch);
     }
     if (!this.#signal.aborted) throw new Error('the capture ended');
-  }
-
-  #takeBatch(batch: CaptureBatch): void {
-    const { records } = batch;
-    const { count } = records;
-    if (count > 0) {
-      const firstNs = records.bootNs(0);
-      if (firstNs - this.#clockMarkNs >= CLOCK_MARK_NS) this.#flush();
-      // A second that somebody chooses is a frame's end: all that was written by then, and nothing of what came later.
-      if (this.#open && this.#second(firstNs) > this.#second(this.#open.bootNs)) this.#flush();
-    }
-    this.#batchEndPos = Number(batch.endPos);
-    const held: HeldBatch = { holders: 1, recycle: () => batch.recycle?.() };
-    const sizes = new Map(this.#job.disks.map(({ index, sizeBytes }) => [index, sizeBytes]));
-    let point: { at: number; markId: bigint; bootNs: bigint } | undefined;
-    let next = records.dataAt;
-    for (let i = 0; i < count; i++) {
-      const kind = records.kind(i);
-      if (kind === 'mark') {
-        point = { at: i, markId: records.markId(i), bootNs: records.bootNs(i) };
-        continue;
-      }
-      const disk = records.disk(i);
-      if (kind === 'opaque') {
-        this.#loseOrder(`a pass-through command went to disk ${disk}`, [disk]);
-        continue;
-      }
-      const offsetBytes = records.offsetBytes(i);
-      const capturedBytes = records.lengthBytes(i);
-      const dataAt = next;
-      if (kind === 'write') next += capturedBytes;
-      if (this.#swap.covers(disk, offsetBytes, capturedBytes)) continue;
-      // Behind the size that the appliance knows: mirrored when the replica disk has grown.
-      const lengthBytes = Math.min(capturedBytes, (sizes.get(disk) ?? 0) - offsetBytes);
-      if (lengthBytes <= 0) continue;
-      this.#open ??= { extents: new ExtentList(), bootNs: 0n, batches: [] };
-      const { extents, batches } = this.#open;
-      if (batches.at(-1) !== held) {
-        held.holders++;
-        batches.push(held);
-      }
-      if (kind === 'zero') extents.addZero(disk, offsetBytes, lengthBytes);
-      else {
-        this.#writtenBytes += lengthBytes;
-        extents.joinWrite(disk, offsetBytes, lengthBytes, records.body, dataAt);
-      }
-      const trackers = this.#trackers.get(disk);
-      if (trackers) for (const touched of trackers) touched.add(offsetBytes, lengthBytes);
-      this.#open.bootNs = records.bootNs(i);
-      if (extents.bytes >= FRAME_MAX_BYTES) this.#flush();
-    }
-    letGo(held);
-    this.#consumedPos = Number(batch.endPos);
-    this.#openEndPos = this.#consumedPos;
-    if (point) this.#placePoint(point, point.at === count - 1);
-    if (this.#open) {
-      if (this.#open.extents.bytes >= FRAME_BYTES) this.#flush();
-      else this.#frameTimer ??= setTimeout(() => this.#flush(), FRAME_MS);
-    }
-    this.#proveClock(this.#consumedPos);
-    this.#window!.poke();
-  }
-
-  /** Close the open frame and number it. */
-  #flush(): void {
-    clearTimeout(this.#frameTimer);
-    this.#frameTimer = undefined;
-    const open = this.#open;
-    if (!open) return;
-    this.#open = undefined;
-    this.#advance(open.bootNs);
-    const { compression } = this.#job;
-    const meta = this.#meta();
-    this.#window!.push(meta.capturePos, open.extents.bytes, (seq) =>
-      packList({ ...meta, kind: 'stream', seq }, open.extents, compression).finally(() =>
-        open.batches.forEach(letGo),
-      ),
-    );
-    if (this.#order.held && this.#bootNs - this.#clockMarkNs >= CLOCK_MARK_NS) {
-      this.#tick(this.#bootNs);
-    }
-  }
-
-  /** Of the wall clock. */
-  #second(bootNs: bigint): bigint {
-    return (bootNs + this.#wallOffsetNs) / 1_000_000_000n;
-  }
-
-  #advance(bootNs: bigint): void {
-    if (bootNs > this.#bootNs) this.#bootNs = bootNs;
-  }
-
-  #meta() {
-    return {
-      epoch: this.#epoch!.epoch,
-      bootTimeNs: this.#bootNs,
-      wallMs: Number((this.#bootNs + this.#wallOffsetNs) / 1_000_000n),
-      // Only whole batches count: a position inside one can't be taken up again.
-      capturePos: this.#openEndPos,
-      aheadBytes: Math.max(0, this.#batchEndPos - this.#openEndPos),
-    };
-  }
-
-  #mark(mark: Mark, onAcked?: () => void): number {
-    this.#flush();
-    const meta = this.#meta();
-    return this.#window!.push(
-      meta.capturePos,
-      256,
-      async (seq) => packMark({ ...meta, seq }, mark),
-      onAcked,
-    );
   }
 
   /** Put a mark into the stream; resolves when it is durable at the appliance. */
   async #ackedMark(mark: Mark, signal: AbortSignal): Promise<void> {
     let acked = false;
-    this.#mark(mark, () => {
+    this.#framing.mark(mark, () => {
       acked = true;
     });
     await this.#window!.until(() => acked, signal);
-  }
-
-  /** All records before `pos` are taken: the newest moment of which that is all gets a clock mark. */
-  #proveClock(pos: number): void {
-    let proven: bigint | undefined;
-    while (this.#proofs[0] && this.#proofs[0].pos <= pos) {
-      proven = this.#proofs.shift()!.bootNs;
-    }
-    if (proven !== undefined) this.#tick(proven);
-  }
-
-  #tick(bootNs: bigint): void {
-    this.#flush();
-    const written = this.#bootNs > this.#clockMarkNs;
-    this.#advance(bootNs);
-    // A source that is idle while the link is away needs none: they would only fill the window.
-    if (this.#bootNs <= this.#clockMarkNs || !(this.#attached || written)) return;
-    this.#clockMarkNs = this.#bootNs;
-    this.#mark({ type: 'tick' });
   }
 
   /** A batch is done: a point asked for by the mark in it is here. `exact`: nothing of the batch lies behind the mark. */
@@ -846,9 +687,7 @@ class Session {
     this.#points.at(markId, exact, (mark) => {
       const order = this.#order.state;
       if (order.name === 'lost') throw new Stopped(order.reason);
-      this.#flush();
-      this.#advance(bootNs);
-      return this.#mark(mark);
+      return this.#framing.markAt(bootNs, mark);
     });
   }
 
@@ -870,7 +709,7 @@ class Session {
   /** Before the stream begins there is no order to lose: its beginning looks at the mode itself. */
   #loseOrder(reason: string, compare: CompareDisks = []): void {
     if (!this.#window) return;
-    if (this.#order.held) this.#proofs = [];
+    if (this.#order.held) this.#framing.dropProofs();
     this.#order.lose(reason, compare);
   }
 
@@ -1148,7 +987,7 @@ class Session {
       throw new Stopped('order was lost');
     }
     const pos = Number(producerPos);
-    await this.#window!.until(() => this.#consumedPos >= pos, signal);
+    await this.#window!.until(() => this.#framing.consumedPos >= pos, signal);
     signal.throwIfAborted();
   }
 
@@ -1169,19 +1008,7 @@ class Session {
     extents: FrameExtent[],
     onAcked?: () => void,
   ): void {
-    this.#flush();
-    let rawBytes = 256;
-    for (const extent of extents) {
-      rawBytes += EXTENT_BYTES + (extent.kind === 'write' ? extent.lengthBytes : 0);
-    }
-    const meta = { ...this.#meta(), disk, run, cursorBytes, skippedBytes };
-    const { compression } = this.#job;
-    this.#window!.push(
-      meta.capturePos,
-      rawBytes,
-      (seq) => packFrame({ ...meta, kind: 'mirror', seq }, extents, compression),
-      onAcked,
-    );
+    this.#framing.mirror({ disk, run, cursorBytes, skippedBytes }, extents, onAcked);
   }
 
   #replicaHashes({ mask, ...query }: HashQuery): Promise<Buffer> {
@@ -1266,22 +1093,15 @@ class Session {
     });
   }
 
-  /** The wall clock is an annotation of the boot-time clock, taken anew each second because it steps. */
-  #setWallClock({ bootNs, wallNs }: CaptureStatus): void {
-    this.#wallOffsetNs = wallNs - bootNs;
-    if (this.#bootNs === 0n) this.#bootNs = bootNs;
-  }
-
   async #status(): Promise<void> {
     const status = await this.#capture.status();
     const window = this.#window;
     if (!window || this.#signal.aborted) return;
-    this.#setWallClock(status);
+    this.#framing.setWallClock(status);
     if (status.mode.mode === 'tracking') this.#loseOrder(trackingReason(status.mode.reason));
     const pos = Number(status.producerPos);
     if (this.#order.held && status.mode.mode === 'ordered') {
-      if (this.#proofs.length < MAX_PROOFS) this.#proofs.push({ bootNs: status.bootNs, pos });
-      this.#proveClock(this.#consumedPos);
+      this.#framing.proveClockAt(status.bootNs, pos);
     }
     this.#tellResized();
     // The event of a mark may have come before the mark was there.
@@ -1319,7 +1139,7 @@ class Session {
       })),
       excluded: this.#exclusions.totals(),
       readBytesPerSec: rate(this.#readBytes - this.#lastStatus.readBytes),
-      writeBytesPerSec: rate(this.#writtenBytes - this.#lastStatus.writtenBytes),
+      writeBytesPerSec: rate(this.#framing.writtenBytes - this.#lastStatus.writtenBytes),
       usage: {
         agentCpuPercent: cpuPercent(this.#lastStatus.agentCpuMs, own.cpuMs, seconds * 1000),
         agentRssBytes: own.rssBytes,
@@ -1335,7 +1155,7 @@ class Session {
     this.#lastStatus = {
       atMs: now,
       readBytes: this.#readBytes,
-      writtenBytes: this.#writtenBytes,
+      writtenBytes: this.#framing.writtenBytes,
       agentCpuMs: own.cpuMs,
       helperCpuMs: status.helper.cpuMs,
     };
@@ -1357,7 +1177,7 @@ class Session {
     this.#stopping.abort(new Stopped('the stream is stopped'));
     this.#points.stop(new Stopped('the stream is stopped'));
     clearInterval(this.#statusTimer);
-    clearTimeout(this.#frameTimer);
+    this.#framing.close();
     this.unlink();
     await this.#capture.stop({ unpin });
     await this.#consumer;
