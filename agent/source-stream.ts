@@ -383,23 +383,29 @@ class Session {
         consumerTimeoutMs: options.consumerTimeoutMs,
       },
     );
-    if (start.notAdoptedBecause) {
-      options.log?.('warning', `the capture was not adopted: ${start.notAdoptedBecause}`);
+    try {
+      if (start.notAdoptedBecause) {
+        options.log?.('warning', `the capture was not adopted: ${start.notAdoptedBecause}`);
+      }
+      const status = await capture.status();
+      const ackNote = new AckNote(join(options.runDir, `stream-${job.jobId}.json`), (reason) =>
+        options.log?.('warning', `the last acknowledgement cannot be noted: ${reason}`),
+      );
+      const remembered = await ackNote.read();
+      const session = new Session(options, job, capture, start, ackNote, remembered, died);
+      session.#framing.setWallClock(status);
+      unlisten();
+      capture.onEvent((event) => session.#onEvent(event));
+      for (const event of early) session.#onEvent(event);
+      capture.onModeChange((mode) => {
+        if (mode.mode === 'tracking') session.#loseOrder(trackingReason(mode.reason));
+      });
+      return session;
+    } catch (error) {
+      // Its helper would hold the pins for as long as this process lives, and every later try would find them taken.
+      await capture.stop({ unpin: false }).catch(() => {});
+      throw error;
     }
-    const status = await capture.status();
-    const ackNote = new AckNote(join(options.runDir, `stream-${job.jobId}.json`), (reason) =>
-      options.log?.('warning', `the last acknowledgement cannot be noted: ${reason}`),
-    );
-    const remembered = await ackNote.read();
-    const session = new Session(options, job, capture, start, ackNote, remembered, died);
-    session.#framing.setWallClock(status);
-    unlisten();
-    capture.onEvent((event) => session.#onEvent(event));
-    for (const event of early) session.#onEvent(event);
-    capture.onModeChange((mode) => {
-      if (mode.mode === 'tracking') session.#loseOrder(trackingReason(mode.reason));
-    });
-    return session;
   }
 
   get #windowBytes(): number {

@@ -28,6 +28,45 @@ t.test('an agent that cannot take up the job: its error is the state of the job'
   t.same(await lab.differences(), []);
 });
 
+// Seen red (for ever UND_CAPTURE_BUSY) when a capture that was started is left to itself by what fails behind it.
+t.test('a capture whose start ends half way gives its pins back', async (t) => {
+  const lab = await new StreamLab(t, [4 * MIB]).start();
+  let holders = 0;
+  let broken = true;
+  const only = (): Capture => {
+    const capture = lab.kernel.capture();
+    const { start, status, stop } = capture;
+    let holds = false;
+    return Object.assign(capture, {
+      start: async (...args: Parameters<Capture['start']>) => {
+        if (holders > 0) throw undError('UND_CAPTURE_BUSY', { reason: 'the pins' });
+        holders++;
+        holds = true;
+        return start.apply(capture, args);
+      },
+      status: () =>
+        broken
+          ? Promise.reject(undError('UND_CAPTURE_COMMAND', { command: 'status', reason: 'no' }))
+          : status.apply(capture),
+      stop: async (...args: Parameters<Capture['stop']>) => {
+        if (holds) holders--;
+        holds = false;
+        await stop.apply(capture, args);
+      },
+    });
+  };
+  lab.agentOptions = { createCapture: only };
+  lab.startAgent();
+  await until('the error', () => lab.stream.state().phase.name === 'error');
+  t.match(lab.stream.state().phase, { error: { code: 'UND_CAPTURE_COMMAND' } });
+  t.equal(holders, 0);
+  broken = false;
+  // The agent tries again by itself.
+  await until('the error to be over', () => lab.stream.state().phase.name !== 'error');
+  await lab.settled();
+  t.same(await lab.differences(), []);
+});
+
 // Red when a notice of the agent ends in the stream.
 t.test('a block that cannot be read is a problem of the job until it is read', async (t) => {
   const lab = await new StreamLab(t, [8 * MIB]).start();

@@ -144,6 +144,7 @@ t.test('whatever is captured is in the frames, in order, each byte where it belo
         const all: Made[] = [];
         let bootNs = 5_000_000_000n;
         let offsetBytes = 0;
+        let fill = 1;
         let recycled = 0;
         plan.forEach((records, n) => {
           const made = records.map(({ kind, disk, at, sectors, laterNs }): Made => {
@@ -157,7 +158,7 @@ t.test('whatever is captured is in the frames, in order, each byte where it belo
               offsetBytes,
               lengthBytes,
               bootNs,
-              fill: (all.length + n) % 251,
+              fill: fill++ % 251,
             };
             offsetBytes += lengthBytes;
             return one as Made;
@@ -252,7 +253,7 @@ t.test(
     t.ok(window.nextSeq > 2, 'several frames');
     const frames = await sent();
     t.equal(recycled, 1);
-    t.same(got(frames), expected(many));
+    t.ok(JSON.stringify(got(frames)) === JSON.stringify(expected(many)), 'all of it');
     t.ok(frames.every(({ header }) => header.unpackedBytes <= 8 * MIB));
     t.same(
       frames.map(({ header }) => header.capturePos),
