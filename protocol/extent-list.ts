@@ -4,7 +4,7 @@
  */
 import type { FrameExtent } from './frame.ts';
 
-/** A row of the table (see frame.ts): u8 kind, u8 and u16 disk, u32 reserved, u64 offset, u64 length. */
+/** A row of the table: u8 kind, u8 reserved, u16 disk, u32 reserved, u64 offset, u64 length. */
 export const EXTENT_BYTES = 24;
 export const EXTENT_KINDS = ['write', 'zero'] as const;
 const KIND_WRITE = 0;
@@ -67,6 +67,7 @@ export class ExtentList {
     dataAt: number,
   ): void {
     const at = (this.#count - 1) * EXTENT_BYTES;
+    checkWhole(offsetBytes, lengthBytes);
     if (
       at >= 0 &&
       this.#sources.at(-1) === source &&
@@ -102,9 +103,7 @@ export class ExtentList {
   }
 
   #row(kind: number, disk: number, offsetBytes: number, lengthBytes: number): void {
-    if (!isWhole(offsetBytes) || !isWhole(lengthBytes)) {
-      throw new RangeError(`an extent of ${lengthBytes} bytes at ${offsetBytes}`);
-    }
+    checkWhole(offsetBytes, lengthBytes);
     const at = this.#count * EXTENT_BYTES;
     if (at === this.#table.length) {
       const larger = Buffer.allocUnsafe(this.#table.length * 2);
@@ -139,6 +138,11 @@ export class ExtentList {
 }
 
 const isWhole = (value: number) => Number.isSafeInteger(value) && value >= 0;
+
+function checkWhole(offsetBytes: number, lengthBytes: number): void {
+  if (isWhole(offsetBytes) && isWhole(lengthBytes)) return;
+  throw new RangeError(`an extent of ${lengthBytes} bytes at ${offsetBytes}`);
+}
 
 const viewOf = (buffer: Buffer) => new DataView(buffer.buffer, buffer.byteOffset, buffer.length);
 

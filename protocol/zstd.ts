@@ -22,8 +22,8 @@ type Engine = (ZstdCompress | ZstdDecompress) & {
 
 type Make = () => ZstdCompress | ZstdDecompress;
 
-/** The output of one pass: several usual frames, so that most are done in one. */
-const OUTPUT_BYTES = 1536 * 1024;
+/** The output of one pass: a batch of the capture (2 MiB) and its table, so that nearly all frames are done in one. */
+const OUTPUT_BYTES = 2304 * 1024;
 const RUBBISH = 'more comes out of it than it says';
 
 /** As many as the thread pool has threads: more at once would not be faster, only each hold its memory. */

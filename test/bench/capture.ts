@@ -79,8 +79,12 @@ interface Measured {
  * An agent that has just been started is still being compiled: on a source it runs for months. The same load before the
  * bare side, so that both meet the same disk.
  */
-const warmUp = (lab: BenchLab, { warmSeconds }: Plan) =>
-  fio(lab.dev, warmSeconds, ['--rw=randwrite', '--bs=4k', '--iodepth=4', '--rate=40M']);
+async function warmUp(lab: BenchLab, { warmSeconds }: Plan): Promise<void> {
+  await fio(lab.dev, warmSeconds, ['--rw=randwrite', '--bs=4k', '--iodepth=4', '--rate=40M']);
+  if (!lab.agentRuns) return;
+  await until('everything to be durable', async () => (await lab.state()).lagBytes === 0);
+  await lab.ask('drain');
+}
 
 /** Runs every load bare and with the agent in turn, `rounds` times. */
 async function sideBySide(

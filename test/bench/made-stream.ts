@@ -13,7 +13,7 @@ import { Link } from '../../protocol/link.ts';
 const KIB = 1024;
 const MIB = 1024 * KIB;
 /** As the agent's queue closes them. */
-const FRAME_BYTES = 512 * KIB;
+const FRAME_BYTES = MIB;
 /** The agent's largest. */
 const WINDOW_BYTES = 32 * MIB;
 

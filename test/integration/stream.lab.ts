@@ -280,8 +280,11 @@ class ScriptedCapture implements Capture {
         bytes += entry.endPos - entry.startPos;
       }
       this.#readPos = entries.at(-1)!.endPos;
+      const records = wireRecords(entries.map(({ record }) => record));
       yield {
-        records: wireRecords(entries.map(({ record }) => record)),
+        records,
+        // Whoever looks at it afterwards sees another batch's bytes.
+        recycle: () => records.body.fill(0xdd),
         startPos: BigInt(entries[0]!.startPos),
         endPos: BigInt(this.#readPos),
         order: entries[0]!.lost ? 'lost' : 'held',

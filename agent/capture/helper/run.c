@@ -1006,7 +1006,7 @@ static int pump_once(int force) {
   return 1;
 }
 
-/* Let a frame's worth come together: small batches cost more than a few milliseconds of lag are worth. */
+/* Let a frame's worth come together: small batches cost more than a tenth of a second of lag is worth. */
 static void gather(void) {
   for (u32 us = 0; us < GATHER_US && !hurry && producer_pos() - read_pos < GATHER_BYTES; us += GATHER_STEP_US) usleep(GATHER_STEP_US);
   hurry = 0;
