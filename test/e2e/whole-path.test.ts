@@ -2,7 +2,7 @@
  * The whole path, as a person walks it: demo, first login, add a source, protect it, lose it mid-write, fail over; then
  * the replica is asked what it holds, and held against what the source said that it had committed.
  */
-import { mkdirSync, writeFileSync } from 'node:fs';
+import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 
 import t from 'tap';
@@ -178,6 +178,8 @@ step('the appliance is upgraded in place, without a mirror', async (t) => {
 
 step('the configuration is saved and restored by the scripts, without a mirror', async (t) => {
   const file = join(evidence, 'configuration.backup');
+  // Of an earlier run in this checkout: the script writes over nothing.
+  rmSync(file, { force: true });
   const secrets = { password: PASSWORD, passphrase: 'a long passphrase of the test' };
   await lab.transferConfig('backup', ['--url', described.url, '--out', file], secrets);
   await api.call('/api/users', {
