@@ -41,8 +41,10 @@ export class ExtentList {
   }
 
   /**
-   * A write whose `lengthBytes` of data begin at `dataAt` of `source`, which stays as it is until the frame is packed.
-   * @throws RangeError if the data are not all there, or an offset or length is no whole number of bytes; so the others
+   * A write whose `lengthBytes` of data begin at `dataAt` of `source`, which stays as it is until the frame is packed. One
+   * that goes on where the one before it ended, on the disk and in `source`, is one with it: the pieces of a large write
+   * come so.
+   * @throws RangeError if the data are not all there, or an offset or length is no whole number of bytes; so addZero
    */
   addWrite(
     disk: number,
@@ -51,23 +53,8 @@ export class ExtentList {
     source: Uint8Array,
     dataAt: number,
   ): void {
-    this.#data(source, dataAt, lengthBytes);
-    this.#row(KIND_WRITE, disk, offsetBytes, lengthBytes);
-  }
-
-  /**
-   * The same, but a write that goes on where the one before it ended, on the disk and in `source`, is one with it: the
-   * pieces of a large write come so.
-   */
-  joinWrite(
-    disk: number,
-    offsetBytes: number,
-    lengthBytes: number,
-    source: Uint8Array,
-    dataAt: number,
-  ): void {
-    const at = (this.#count - 1) * EXTENT_BYTES;
     checkWhole(offsetBytes, lengthBytes);
+    const at = (this.#count - 1) * EXTENT_BYTES;
     if (
       at >= 0 &&
       this.#sources.at(-1) === source &&
@@ -82,10 +69,12 @@ export class ExtentList {
         return;
       }
     }
-    this.addWrite(disk, offsetBytes, lengthBytes, source, dataAt);
+    this.#data(source, dataAt, lengthBytes);
+    this.#row(KIND_WRITE, disk, offsetBytes, lengthBytes);
   }
 
   addZero(disk: number, offsetBytes: number, lengthBytes: number): void {
+    checkWhole(offsetBytes, lengthBytes);
     this.#row(KIND_ZERO, disk, offsetBytes, lengthBytes);
   }
 
@@ -103,7 +92,6 @@ export class ExtentList {
   }
 
   #row(kind: number, disk: number, offsetBytes: number, lengthBytes: number): void {
-    checkWhole(offsetBytes, lengthBytes);
     const at = this.#count * EXTENT_BYTES;
     if (at === this.#table.length) {
       const larger = Buffer.allocUnsafe(this.#table.length * 2);

@@ -161,7 +161,7 @@ export class Framing {
       if (kind === 'zero') extents.addZero(disk, offsetBytes, lengthBytes);
       else {
         this.#writtenBytes += lengthBytes;
-        extents.joinWrite(disk, offsetBytes, lengthBytes, records.body, dataAt);
+        extents.addWrite(disk, offsetBytes, lengthBytes, records.body, dataAt);
       }
       const trackers = this.#host.trackers(disk);
       if (trackers) for (const touched of trackers) touched.add(offsetBytes, lengthBytes);

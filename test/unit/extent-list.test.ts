@@ -66,7 +66,7 @@ t.test('what goes in comes out, in order, whatever lies beside what', async () =
           } else {
             const data = body.subarray(dataAt, dataAt + lengthBytes);
             data.fill(n % 256);
-            list.joinWrite(disk, offsetBytes, lengthBytes, body, dataAt);
+            list.addWrite(disk, offsetBytes, lengthBytes, body, dataAt);
             dataAt += lengthBytes;
             expected.push({ kind: 'write', disk, offsetBytes, lengthBytes, data });
           }
@@ -92,37 +92,37 @@ t.test('only what goes on where the last write ended is joined to it', async (t)
   const body = Buffer.alloc(8192, 3);
   const counts = (act: (list: ExtentList) => void): number => {
     const list = new ExtentList();
-    list.joinWrite(0, 4096, 512, body, 0);
+    list.addWrite(0, 4096, 512, body, 0);
     act(list);
     return list.count;
   };
   t.equal(
-    counts((list) => list.joinWrite(0, 4608, 512, body, 512)),
+    counts((list) => list.addWrite(0, 4608, 512, body, 512)),
     1,
   );
   t.equal(
-    counts((list) => list.joinWrite(1, 4608, 512, body, 512)),
+    counts((list) => list.addWrite(1, 4608, 512, body, 512)),
     2,
     'another disk',
   );
   t.equal(
-    counts((list) => list.joinWrite(0, 5120, 512, body, 512)),
+    counts((list) => list.addWrite(0, 5120, 512, body, 512)),
     2,
     'another place',
   );
   t.equal(
-    counts((list) => list.joinWrite(0, 4608, 512, body, 1024)),
+    counts((list) => list.addWrite(0, 4608, 512, body, 1024)),
     2,
     'other data',
   );
   t.equal(
-    counts((list) => list.joinWrite(0, 4608, 512, Buffer.alloc(8192), 512)),
+    counts((list) => list.addWrite(0, 4608, 512, Buffer.alloc(8192), 512)),
     2,
     'batch',
   );
   const zero = (list: ExtentList) => {
     list.addZero(0, 4608, 512);
-    list.joinWrite(0, 5120, 512, body, 512);
+    list.addWrite(0, 5120, 512, body, 512);
   };
   t.equal(counts(zero), 3, 'a zero between them');
 });
