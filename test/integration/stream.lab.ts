@@ -696,7 +696,7 @@ export class StreamLab {
   }
 
   /** Random writes that never overlap in flight, as a file system's do; returns when stopped how many there were. */
-  startWorkload(pauseMs = 4, maxSectors = 64): void {
+  startWorkload(pauseMs = 4, maxSectors = 64, reachBytes = Number.POSITIVE_INFINITY): void {
     const state = { stop: false, done: Promise.resolve(0) };
     const busy: Array<Set<number>> = this.#sizes.map(() => new Set());
     state.done = (async () => {
@@ -704,7 +704,7 @@ export class StreamLab {
       while (!state.stop) {
         for (let burst = 0; burst < 3; burst++) {
           const disk = randomInt(this.#sizes.length);
-          const size = this.kernel.sizes[disk]!;
+          const size = Math.min(this.kernel.sizes[disk]!, reachBytes);
           const sectors = 1 + randomInt(maxSectors);
           const first = randomInt(size / 512 - sectors);
           const blocks: number[] = [];
