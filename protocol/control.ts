@@ -81,6 +81,9 @@ const Exclusions = Type.Optional(
   }),
 );
 
+/** Carry what changed over planned restarts of the source (docs/early-boot.md); absent: no. */
+const CarryRestarts = Type.Optional(Type.Boolean());
+
 export const StreamModeName = Type.Union([
   Type.Literal('ordered'),
   Type.Literal('tracking'),
@@ -127,14 +130,25 @@ export const FEATURE_VERIFY = 'verify';
 export const FEATURE_HANDOVER = 'handover';
 /** The agent answers `clockRequest`. */
 export const FEATURE_CLOCK = 'clock';
+/** The agent can carry what changed over a planned restart of its machine: `carryRestarts`. */
+export const FEATURE_CARRY = 'carry';
 export const InventoryReply = message('inventory', {
   requestId: Id,
   inventory: Type.Optional(Type.Unknown()),
   error: Type.Optional(ErrorMessage),
 });
 export const JobReady = message('jobReady', { jobId: Id, streamEpoch: Seq, nextSeq: Seq });
-/** The stream cannot be continued: the appliance begins a new epoch and mirrors the difference, for this reason. */
-export const NeedEpoch = message('needEpoch', { jobId: Id, streamEpoch: Seq, reason: Text });
+/**
+ * The stream cannot be continued: the appliance begins a new epoch, for this reason. `carried`: what changed since the
+ * last epoch's end is known (docs/early-boot.md), so that disks that were whole need a drain only; otherwise all of them
+ * need a difference mirror.
+ */
+export const NeedEpoch = message('needEpoch', {
+  jobId: Id,
+  streamEpoch: Seq,
+  reason: Text,
+  carried: Type.Optional(Type.Boolean()),
+});
 export const JobFailed = message('jobFailed', { jobId: Id, error: ErrorMessage });
 export const Status = message('status', {
   jobId: Id,
@@ -155,6 +169,8 @@ export const Status = message('status', {
     }),
     { maxItems: 1024 },
   ),
+  /** Whether a planned restart of the source will be carried over, and if not, why; absent: it is not asked for. */
+  carry: Type.Optional(Type.Object({ ready: Type.Boolean(), reason: Nullable(Text) })),
   /** What is not on the replica because it is excluded. */
   excluded: Type.Optional(
     Type.Array(Type.Object({ disk: Type.Integer({ minimum: 0 }), files: Bytes, bytes: Bytes }), {
@@ -256,10 +272,13 @@ export const ConfigureJob = message('configureJob', {
   streamEpoch: Seq,
   /** Why this epoch began; the agent puts it into the epoch's first mark. */
   epochReason: Text,
+  /** The epoch was begun for a `needEpoch` that said so: the agent may put it into the epoch's first mark. */
+  carried: Type.Optional(Type.Boolean()),
   disks: Type.Array(WireDisk, { minItems: 1, maxItems: 64 }),
   compression: CompressionName,
   bandwidthLimitBytesPerSec: BandwidthLimit,
   exclusions: Exclusions,
+  carryRestarts: CarryRestarts,
   /** Of the ring in the source's memory; 0: the agent chooses by the memory's size. */
   ringBytes: Bytes,
   /** What the journal holds durably: the stream goes on right after it. */
@@ -281,6 +300,7 @@ export const TuneJob = message('tuneJob', {
   compression: CompressionName,
   bandwidthLimitBytesPerSec: BandwidthLimit,
   exclusions: Exclusions,
+  carryRestarts: CarryRestarts,
 });
 export const StartMirror = message('startMirror', {
   jobId: Id,

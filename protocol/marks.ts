@@ -13,12 +13,17 @@ const DiskIndex = Type.Integer({ minimum: 0, maximum: 1023 });
 const Bytes = Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER });
 const Run = Type.Integer({ minimum: 1, maximum: 0xffff_ffff });
 
-/** The first frame of a stream epoch: which capture, of which boot, the epoch is bound to, and why it began. */
+/**
+ * The first frame of a stream epoch: which capture, of which boot, the epoch is bound to, and why it began. `carried`:
+ * the dirty map knows what was written since the last frame of the epoch before, but for the disks of `compare`. So it is
+ * as if order had been lost here, and no more than that.
+ */
 export const EpochStartMark = Type.Object({
   type: Type.Literal('epochStart'),
   reason: Reason,
   captureId: Type.String({ maxLength: 128 }),
   bootId: Type.String({ maxLength: 64 }),
+  carried: Type.Optional(Type.Object({ compare: CompareDisks })),
 });
 /** A clock mark: whatever was issued on the source before the frame's clock lies before it. At least one each second. */
 export const TickMark = Type.Object({ type: Type.Literal('tick') });

@@ -469,6 +469,15 @@ export const JobFigures = Type.Object({
         windowBytes: Type.Number({
           description: "bound of the frames on the way, part of the agent's memory",
         }),
+        carry: Nullable(
+          Type.Object(
+            { ready: Type.Boolean(), reason: Nullable(Type.String()) },
+            {
+              description:
+                'whether a planned restart of the source will be carried over, and if not, why; null: not asked for',
+            },
+          ),
+        ),
       },
       { description: 'what the agent takes of the source server; null while it is away' },
     ),

@@ -78,6 +78,8 @@ export interface StreamSettings {
   ringBytes?: number | null;
   /** Paths on the source whose files the mirror leaves out (protocol/exclusions.ts). */
   exclusions?: string[];
+  /** Carry what changed over planned restarts of the source (docs/early-boot.md). */
+  carryRestarts?: boolean;
 }
 
 export interface StreamLimits {
@@ -220,6 +222,8 @@ export interface StreamAgent {
   helperRssBytes: number;
   /** The bound of the frames that are on the way, part of the agent's memory. */
   windowBytes: number;
+  /** Whether a planned restart of the source will be carried over, and if not, why; null: it is not asked for. */
+  carry: { ready: boolean; reason: string | null } | null;
 }
 
 export interface StreamEvents {
@@ -295,6 +299,11 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
   #connection: Connection | undefined;
   #lastDisconnect = 'the agent has not connected yet';
   #epochReason = 'first start of the stream';
+  /**
+   * The epoch that was begun because its agent knows what changed since the one before. Not persisted: an appliance that
+   * dies before the epoch's first frame is durable compares, as for any other reason.
+   */
+  #carriedEpoch: number | null = null;
   #lastRun = new Map<number, number>();
   /** By disk: the newest start of a mirror run or a verification, applied before its hashes are taken. */
   #runStarts = new Map<number, RunStart>();
@@ -482,7 +491,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
   configure(settings: StreamSettings): void {
     const before = this.#ringBytes;
     this.#settings = settings;
-    const { compression, bandwidthLimitBytesPerSec, exclusions } = settings;
+    const { compression, bandwidthLimitBytesPerSec, exclusions, carryRestarts } = settings;
     const connection = this.#connection;
     if (connection && this.#ringBytes !== before) this.#sendConfigure(connection);
     else {
@@ -492,6 +501,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
         compression,
         bandwidthLimitBytesPerSec,
         exclusions,
+        carryRestarts,
       });
     }
   }
@@ -873,6 +883,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
           journalId: this.#journal.journalId,
           streamEpoch: this.#journal.epoch,
           epochReason: this.#epochReason,
+          carried: this.#carriedEpoch === this.#journal.epoch,
           disks: this.#disks.map(({ diskId, index, devicePath, sizeBytes }) => ({
             diskId,
             index,
@@ -882,6 +893,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
           compression: this.#settings.compression,
           bandwidthLimitBytesPerSec: this.#settings.bandwidthLimitBytesPerSec,
           exclusions: this.#settings.exclusions,
+          carryRestarts: this.#settings.carryRestarts,
           ringBytes: this.#ringBytes,
           durable: {
             seq: this.#journal.durableSeq,
@@ -907,13 +919,21 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
         this.#askMirrors();
         this.#askVerifications();
         break;
-      case 'needEpoch':
+      case 'needEpoch': {
         if (message.streamEpoch !== this.#journal.epoch) break;
         this.#epochReason = message.reason;
         await this.#journal.settle();
+        // What changed is known since the newest epoch's end: of one that has not begun, everything is asked for.
+        const hasBegun = this.#durable.epoch === this.#journal.epoch;
         await this.#journal.beginEpoch();
+        if (message.carried && hasBegun) {
+          this.#carriedEpoch = this.#journal.epoch;
+          // Points go on as soon as the drain is done; that nothing was missed is looked at behind them.
+          await this.verifyDisks();
+        }
         this.#sendConfigure(connection);
         break;
+      }
       case 'status':
         connection.status = message;
         this.#backlog = { bytes: message.backlogBytes, atMs: Date.now() };
@@ -1370,6 +1390,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
         ringBytes: status.ring.sizeBytes,
         ringUsedBytes: status.ring.usedBytes,
         ...status.usage,
+        carry: status.carry ?? null,
       },
       points: record.points ?? [],
       problems: this.#problems(),

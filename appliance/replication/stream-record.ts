@@ -186,6 +186,17 @@ export function foldFrame(
   switch (mark?.type) {
     case 'epochStart':
       next.binding = { captureId: mark.captureId, bootId: mark.bootId };
+      if (mark.carried && header.epoch !== 1) {
+        const { compare } = mark.carried;
+        const { order } = record;
+        next.order = {
+          name: 'lost',
+          reason: mark.reason,
+          wallMs: header.wallMs,
+          compare: order.name === 'lost' ? uniteCompare(order.compare, compare) : compare,
+        };
+        break;
+      }
       next.order = { name: 'held' };
       // The first epoch finds the replica as the job was made with it. Any later one may have missed writes, and a
       // replica that holds older writes is not blank either: compare.

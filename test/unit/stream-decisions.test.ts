@@ -132,6 +132,18 @@ class Folded {
     return this.mark({ type: 'epochStart', captureId: `C${epoch}`, bootId: 'B', reason });
   }
 
+  /** A new epoch of a source that was restarted and knows what changed, but for the disks of `compare`. */
+  carry(epoch: number, compare: number[] | 'all' = []): this {
+    this.epoch = epoch;
+    const start = {
+      captureId: `C${epoch}`,
+      bootId: 'B',
+      reason: 'restarted',
+      carried: { compare },
+    };
+    return this.mark({ type: 'epochStart', ...start });
+  }
+
   run(disk: number, run: number, endBytes: number, kind: 'full' | 'difference' = 'full'): this {
     this.mark({ type: 'mirrorStart', disk, run, kind, reason: 'r', startBytes: 0, endBytes });
     return this.mirror(disk, run, endBytes).mark({ type: 'mirrorEnd', disk, run });
@@ -165,6 +177,43 @@ t.test('a mirror from its start to a whole replica', async (t) => {
   folded.mirror(1, 1, 200).mark({ type: 'mirrorEnd', disk: 1, run: 1 });
   t.ok(isWhole(folded.record));
   t.same(folded.record.binding, { captureId: 'C1', bootId: 'B' });
+});
+
+t.test('an epoch that is carried over a restart is order that was lost, no more', async (t) => {
+  const whole = new Folded([100, 200]).begin(1).run(0, 1, 100).run(1, 1, 200);
+  const before = whole.record.good;
+  t.ok(before, 'a point to protect');
+  whole.carry(2, [1]);
+  t.same(whole.record.binding, { captureId: 'C2', bootId: 'B' }, 'bound to the new capture');
+  t.match(whole.record.order, { name: 'lost', reason: 'restarted', compare: [1] });
+  t.notOk(isWhole(whole.record), 'no point before the drain');
+  t.same(whole.record.good, before, 'the point before it is protected first');
+  t.same(whole.states(), ['done full', 'done full']);
+  whole.mark({
+    type: 'orderResumed',
+    compare: [1],
+    drain: [{ disk: 0, dirtyBytes: 20 }],
+    reason: 'restarted',
+  });
+  t.same(whole.states(), ['needed drain', 'needed difference']);
+
+  const lost = new Folded([100, 200]).begin(1).run(0, 1, 100).run(1, 1, 200);
+  lost.mark({ type: 'orderLost', reason: 'a pass-through command', compare: [0] }).carry(2, [1]);
+  t.match(lost.record.order, { name: 'lost', compare: [0, 1] }, 'what was to be compared still is');
+
+  const half = new Folded([100]).begin(1);
+  half.mark({
+    type: 'mirrorStart',
+    disk: 0,
+    run: 1,
+    kind: 'full',
+    reason: 'r',
+    startBytes: 0,
+    endBytes: 100,
+  });
+  half.mirror(0, 1, 40).carry(2);
+  t.match(half.record.disks[0]!.mirror, { name: 'running', cursorBytes: 40 }, 'it goes on');
+  t.same(new Folded([100], true).carry(1).states(), ['needed full'], 'never of the first epoch');
 });
 
 t.test('whatever may have missed a write is compared', async (t) => {
