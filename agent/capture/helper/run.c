@@ -7,13 +7,9 @@
  */
 #define _GNU_SOURCE
 #include "helper.h"
-#include "../bpf/layout.h"
-#include "objects.h"
+#include "attach.h"
+#include "dirty-map.h"
 #include <bpf/bpf.h>
-#include <bpf/btf.h>
-#include <bpf/libbpf.h>
-#include <ctype.h>
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -24,19 +20,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/file.h>
-#include <sys/mman.h>
-#include <sys/mount.h>
 #include <sys/resource.h>
-#include <sys/stat.h>
-#include <sys/statfs.h>
-#include <sys/sysmacros.h>
 #include <sys/uio.h>
-#include <sys/utsname.h>
 #include <unistd.h>
 
-#define CONTROL 3
-#define BPF_FS 0xcafe4a11
 #define BATCH_BYTES (2u << 20)
 #define PIPE_BYTES (1 << 20)
 #define GATHER_BYTES (1u << 20)
@@ -48,515 +35,6 @@
 #define FOLD_BYTES 4096u
 #define FOLD_BLOCKS 1024u /* more than a batch has whole ones of */
 #define BARRIER_LIMIT_NS (120ull * 1000000000ull)
-
-enum { M_RING, M_CONFIG, M_DISKS, M_DIRTY, M_TAKEN, M_INFLIGHT, M_STATS, M_PROGRAMS, M_COUNT };
-static const char *const map_names[M_COUNT] = {"ring", "config", "disks", "dirty", "taken", "inflight", "stats", "programs"};
-enum { L_ISSUE, L_DONE, L_REQUEUE, L_COUNT };
-static const char *const stub_names[L_COUNT] = {"stub_issue", "stub_done", "stub_requeue"};
-static const char *const prog_names[CAP_P_COUNT] = {"issue", "copy", "range", "mark", "done", "done_mark", "requeue"};
-
-static int map_fd[M_COUNT], stub_fd[L_COUNT], mark_fd = -1;
-static const char *pin_dir;
-static struct cap_cfg *cfg;
-static u64 *dirty_map, *taken_map, map_words;
-static u64 *consumer, ring_mask;
-static volatile u64 *producer;
-static const char *ring_data;
-static pthread_mutex_t control_lock = PTHREAD_MUTEX_INITIALIZER;
-
-static struct disk {
-  u32 index, dev;
-  char path[256], sys[300];
-  u64 bytes, seq;
-  int gone;
-} disks[CAP_MAX_DISKS];
-static u32 disk_count;
-
-/* ---- control channel ---- */
-
-static void say(const char *format, ...) {
-  char *line = NULL;
-  va_list args;
-  va_start(args, format);
-  int n = vasprintf(&line, format, args);
-  va_end(args);
-  if (n < 0) _exit(1);
-  pthread_mutex_lock(&control_lock);
-  write_all(CONTROL, line, (u64)n);
-  write_all(CONTROL, "\n", 1);
-  pthread_mutex_unlock(&control_lock);
-  free(line);
-}
-
-static char *json_text(const char *s) {
-  static char out[9000];
-  size_t o = 0;
-  for (; *s && o < sizeof out - 8; s++) {
-    if (*s == '"' || *s == '\\') out[o++] = '\\', out[o++] = *s;
-    else if (*s == '\n') out[o++] = '\\', out[o++] = 'n';
-    else if ((unsigned char)*s >= 32) out[o++] = *s;
-  }
-  out[o] = 0;
-  return out;
-}
-
-__attribute__((noreturn)) static void fail(const char *code, const char *disk, const char *format, ...) {
-  char reason[4096];
-  va_list args;
-  va_start(args, format);
-  vsnprintf(reason, sizeof reason, format, args);
-  va_end(args);
-  char *d = strdup(json_text(disk ? disk : ""));
-  say("{\"error\":\"%s\",\"disk\":\"%s\",\"reason\":\"%s\"}", code, d, json_text(reason));
-  exit(1);
-}
-
-/* ---- small files ---- */
-
-static int read_text(const char *path, char *out, size_t size) {
-  FILE *f = fopen(path, "re");
-  if (!f) return -1;
-  size_t n = fread(out, 1, size - 1, f);
-  fclose(f);
-  while (n && isspace((unsigned char)out[n - 1])) n--;
-  out[n] = 0;
-  return (int)n;
-}
-
-static int exists(const char *dir, const char *name) {
-  char p[600];
-  snprintf(p, sizeof p, "%s/%s", dir, name);
-  return access(p, F_OK) == 0;
-}
-
-static u64 read_number(const char *dir, const char *name, u64 otherwise) {
-  char p[600], t[64];
-  snprintf(p, sizeof p, "%s/%s", dir, name);
-  return read_text(p, t, sizeof t) > 0 ? strtoull(t, NULL, 10) : otherwise;
-}
-
-static void resolve_disk(struct disk *d) {
-  struct stat st;
-  if (stat(d->path, &st)) fail("UND_CAPTURE_DISK_NOT_FOUND", d->path, "%s", strerror(errno));
-  if (!S_ISBLK(st.st_mode)) fail("UND_CAPTURE_DISK_NOT_FOUND", d->path, "it is not a block device");
-  d->dev = (u32)(major(st.st_rdev) << 20 | minor(st.st_rdev));
-  snprintf(d->sys, sizeof d->sys, "/sys/dev/block/%u:%u", major(st.st_rdev), minor(st.st_rdev));
-  if (exists(d->sys, "partition")) fail("UND_CAPTURE_DISK_PARTITION", d->path, "it is a partition");
-  if (exists(d->sys, "dm")) fail("UND_CAPTURE_DISK_STACKED", d->path, "it is a device-mapper device");
-  if (exists(d->sys, "md")) fail("UND_CAPTURE_DISK_STACKED", d->path, "it is a software RAID");
-  if (!exists(d->sys, "mq"))
-    fail("UND_CAPTURE_DISK_BIO_BASED", d->path, "its driver takes no requests (bio-based: ram, zram, pmem, multipath head)");
-  char zoned[64];
-  char p[600];
-  snprintf(p, sizeof p, "%s/queue/zoned", d->sys);
-  if (read_text(p, zoned, sizeof zoned) > 0 && strcmp(zoned, "none")) fail("UND_CAPTURE_DISK_ZONED", d->path, "%s", zoned);
-  d->bytes = read_number(d->sys, "size", 0) * 512;
-  d->seq = read_number(d->sys, "diskseq", 0);
-  if (!d->bytes) fail("UND_CAPTURE_DISK_NOT_FOUND", d->path, "its size is zero");
-}
-
-/* Requests that the disks can have under way at once, to size the in-flight table. */
-static u32 inflight_entries(void) {
-  u64 n = 1024;
-  for (u32 i = 0; i < disk_count; i++) {
-    char mq[600];
-    u64 queues = 0;
-    snprintf(mq, sizeof mq, "%s/mq", disks[i].sys);
-    DIR *dir = opendir(mq);
-    for (struct dirent *e; dir && (e = readdir(dir));) queues += isdigit((unsigned char)e->d_name[0]) != 0;
-    if (dir) closedir(dir);
-    char queue[600];
-    snprintf(queue, sizeof queue, "%s/queue", disks[i].sys);
-    n += 2 * queues * read_number(queue, "nr_requests", 256);
-  }
-  return n > 262144 ? 262144 : (u32)n;
-}
-
-/* ---- load, pin, adopt ---- */
-
-static char load_log[16384];
-static size_t load_log_len;
-
-static int on_libbpf_print(enum libbpf_print_level level, const char *format, va_list args) {
-  if (level == LIBBPF_DEBUG) return 0;
-  char *line = NULL;
-  int n = vasprintf(&line, format, args);
-  if (n < 0) return 0;
-  /* The verifier says at its end what it minds. */
-  size_t len = (size_t)n, most = sizeof load_log - 1;
-  const char *from = line;
-  if (len > most) from += len - most, len = most;
-  size_t keep = load_log_len + len > most ? most - len : load_log_len;
-  memmove(load_log, load_log + load_log_len - keep, keep);
-  memcpy(load_log + keep, from, len);
-  load_log_len = keep;
-  free(line);
-  load_log_len += len;
-  return 0;
-}
-
-static u64 fnv(const void *data, size_t len) {
-  u64 h = 0xcbf29ce484222325ull;
-  for (size_t i = 0; i < len; i++) h = (h ^ ((const u8 *)data)[i]) * 0x100000001b3ull;
-  return h;
-}
-
-static const char *pin_path(const char *name) {
-  static char p[4][600];
-  static int k;
-  k = (k + 1) % 4;
-  snprintf(p[k], sizeof p[k], "%s/%s", pin_dir, name);
-  return p[k];
-}
-
-static void prepare_pin_dir(void) {
-  struct statfs fs;
-  const char *root = "/sys/fs/bpf";
-  if (!strncmp(pin_dir, root, strlen(root)) && statfs(root, &fs) == 0 && (u32)fs.f_type != BPF_FS &&
-      mount("bpf", root, "bpf", MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RELATIME, "mode=700"))
-    fail(errno == EPERM ? "UND_CAPTURE_NO_PERMISSION" : "UND_CAPTURE_PIN_DIR", NULL, "mounting %s: %s", root, strerror(errno));
-  char part[600];
-  snprintf(part, sizeof part, "%s", pin_dir);
-  for (char *s = part + 1;; s++) {
-    if (*s != '/' && *s) continue;
-    char keep = *s;
-    *s = 0;
-    if (mkdir(part, 0700) && errno != EEXIST) fail("UND_CAPTURE_PIN_DIR", NULL, "creating %s: %s", part, strerror(errno));
-    *s = keep;
-    if (!keep) break;
-  }
-  if (statfs(pin_dir, &fs) || (u32)fs.f_type != BPF_FS) {
-    rmdir(pin_dir);
-    fail("UND_CAPTURE_PIN_DIR", NULL, "%s is not on a bpf file system", pin_dir);
-  }
-  int fd = open(pin_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  /* The helper of an agent that has just been killed may take a moment to end. */
-  int locked = -1;
-  for (int i = 0; fd >= 0 && locked && i < 30; i++)
-    if ((locked = flock(fd, LOCK_EX | LOCK_NB))) usleep(100000);
-  if (locked) fail("UND_CAPTURE_BUSY", NULL, "%s", pin_dir);
-}
-
-/* Links first: nothing is captured by half of a capture. */
-static void unpin_all(void) {
-  char name[64];
-  for (int i = 0; i < L_COUNT; i++) {
-    snprintf(name, sizeof name, "link_%s", stub_names[i]);
-    unlink(pin_path(name));
-  }
-  for (int i = 0; i < L_COUNT; i++) unlink(pin_path(stub_names[i]));
-  unlink(pin_path("put_mark"));
-  for (int i = 0; i < M_COUNT; i++) unlink(pin_path(map_names[i]));
-  rmdir(pin_dir);
-}
-
-/* Of btf_trace_block_rq_issue: (data, rq), or before 5.11 (data, q, rq). */
-static u32 issue_has_queue(void) {
-  struct btf *btf = btf__load_vmlinux_btf();
-  if (!btf) fail("UND_CAPTURE_NO_BTF", NULL, "/sys/kernel/btf/vmlinux cannot be read: %s", strerror(errno));
-  int id = btf__find_by_name_kind(btf, "btf_trace_block_rq_issue", BTF_KIND_TYPEDEF);
-  const struct btf_type *t = id > 0 ? btf__type_by_id(btf, (u32)id) : NULL;
-  if (t) t = btf__type_by_id(btf, t->type);
-  if (t && btf_is_ptr(t)) t = btf__type_by_id(btf, t->type);
-  if (!t || !btf_is_func_proto(t)) fail("UND_CAPTURE_LOAD", NULL, "the kernel has no block_rq_issue tracepoint");
-  u32 n = btf_vlen(t);
-  btf__free(btf);
-  return n > 2;
-}
-
-static struct bpf_object *try_load(const unsigned char *bytes, size_t len, u32 rq_is_second, u64 ring_bytes, u32 entries,
-                                   int reuse) {
-  load_log_len = 0;
-  LIBBPF_OPTS(bpf_object_open_opts, opts, .object_name = "understudy");
-  struct bpf_object *o = bpf_object__open_mem(bytes, len, &opts);
-  if (!o) return NULL;
-  struct bpf_map *m, *rodata = bpf_object__find_map_by_name(o, ".rodata");
-  size_t size;
-  u32 *value = rodata ? (u32 *)bpf_map__initial_value(rodata, &size) : NULL;
-  if (!value) return NULL;
-  *value = rq_is_second;
-  for (int i = 0; i < M_COUNT; i++) {
-    m = bpf_object__find_map_by_name(o, map_names[i]);
-    if (!m) return NULL;
-    if (reuse) {
-      if (bpf_map__reuse_fd(m, map_fd[i])) return NULL;
-    } else if (i == M_RING) bpf_map__set_max_entries(m, (u32)ring_bytes);
-    else if (i == M_DIRTY || i == M_TAKEN) bpf_map__set_max_entries(m, (u32)map_words);
-    else if (i == M_INFLIGHT) bpf_map__set_max_entries(m, entries);
-  }
-  struct bpf_program *p;
-  bpf_object__for_each_program(p, o) bpf_program__set_type(p, BPF_PROG_TYPE_RAW_TRACEPOINT);
-  if (bpf_object__load(o)) {
-    int error = errno;
-    bpf_object__close(o);
-    errno = error;
-    return NULL;
-  }
-  return o;
-}
-
-static int prog_fd_of(struct bpf_object *o, const char *name) {
-  struct bpf_program *p = bpf_object__find_program_by_name(o, name);
-  return p ? bpf_program__fd(p) : -1;
-}
-
-static void fail_load(int error) {
-  struct utsname u;
-  uname(&u);
-  char lockdown[128] = "";
-  read_text("/sys/kernel/security/lockdown", lockdown, sizeof lockdown);
-  int maj = 0, min = 0;
-  sscanf(u.release, "%d.%d", &maj, &min);
-  const char *tail = load_log + (load_log_len > 1500 ? load_log_len - 1500 : 0);
-  load_log[load_log_len] = 0;
-  if (strstr(lockdown, "[confidentiality]")) fail("UND_CAPTURE_LOCKDOWN", NULL, "kernel lockdown: %s", lockdown);
-  if (maj < 5 || (maj == 5 && min < 10)) fail("UND_CAPTURE_KERNEL_TOO_OLD", NULL, "%s", u.release);
-  if (error == EPERM || error == EACCES) {
-    if (geteuid() != 0 || error == EPERM) fail("UND_CAPTURE_NO_PERMISSION", NULL, "%s; %s", strerror(error), tail);
-  }
-  fail("UND_CAPTURE_LOAD", NULL, "kernel %s: %s; %s", u.release, strerror(error), tail);
-}
-
-static void put_programs(struct bpf_object *o) {
-  for (u32 i = 0; i < CAP_P_COUNT; i++) {
-    int fd = prog_fd_of(o, prog_names[i]);
-    if (fd < 0 || bpf_map_update_elem(map_fd[M_PROGRAMS], &i, &fd, BPF_ANY)) fail_load(errno);
-  }
-}
-
-static void *map_or_fail(int fd, size_t len, int prot, off_t off) {
-  void *p = mmap(NULL, len, prot, MAP_SHARED, fd, off);
-  if (p == MAP_FAILED) fail("UND_CAPTURE_LOAD", NULL, "mapping the capture's memory: %s", strerror(errno));
-  return p;
-}
-
-static void map_memory(u64 ring_bytes) {
-  size_t page = (size_t)sysconf(_SC_PAGESIZE);
-  consumer = map_or_fail(map_fd[M_RING], page, PROT_READ | PROT_WRITE, 0);
-  char *p = map_or_fail(map_fd[M_RING], page + 2 * ring_bytes, PROT_READ, (off_t)page);
-  producer = (volatile u64 *)p;
-  ring_data = p + page;
-  ring_mask = ring_bytes - 1;
-  dirty_map = map_or_fail(map_fd[M_DIRTY], map_words * 8, PROT_READ | PROT_WRITE, 0);
-  taken_map = map_or_fail(map_fd[M_TAKEN], map_words * 8, PROT_READ | PROT_WRITE, 0);
-}
-
-static void map_config(void) { cfg = map_or_fail(map_fd[M_CONFIG], sizeof *cfg, PROT_READ | PROT_WRITE, 0); }
-
-static u64 config_build(int legacy) {
-  return legacy ? fnv(capture_bytemap_bpf_o, capture_bytemap_bpf_o_len) : fnv(capture_bpf_o, capture_bpf_o_len);
-}
-
-/* NULL: adopted. Otherwise why not; "" when nothing was pinned. */
-static const char *try_adopt(u64 ring_bytes, const char *boot_id) {
-  static char why[400];
-  int found = 0, missing = 0;
-  for (int i = 0; i < M_COUNT; i++) (map_fd[i] = bpf_obj_get(pin_path(map_names[i]))) < 0 ? missing++ : found++;
-  for (int i = 0; i < L_COUNT; i++) {
-    char name[64];
-    snprintf(name, sizeof name, "link_%s", stub_names[i]);
-    (stub_fd[i] = bpf_obj_get(pin_path(stub_names[i]))) < 0 ? missing++ : found++;
-    int link = bpf_obj_get(pin_path(name));
-    link < 0 ? missing++ : found++;
-    if (link >= 0) close(link);
-  }
-  (mark_fd = bpf_obj_get(pin_path("put_mark"))) < 0 ? missing++ : found++;
-  if (!found) return "";
-  if (missing) return "an earlier start was interrupted";
-  struct bpf_map_info info = {};
-  u32 len = sizeof info;
-  if (bpf_obj_get_info_by_fd(map_fd[M_CONFIG], &info, &len) || info.value_size != sizeof *cfg) return "it has another layout";
-  map_config();
-  if (cfg->magic != CAP_MAGIC || cfg->layout != CAP_LAYOUT) return "it has another layout";
-  if (!cfg->ready) return "an earlier start was interrupted";
-  if (strcmp((char *)cfg->boot_id, boot_id)) return "it is of another boot";
-  if (cfg->ring_bytes != ring_bytes) return "the ring's size changed";
-  if (cfg->disk_count != disk_count) return "the set of disks changed";
-  for (u32 i = 0; i < disk_count; i++) {
-    struct disk *d = &disks[i];
-    int at = -1;
-    for (u32 k = 0; k < disk_count; k++)
-      if (cfg->disk[k].index == d->index) at = (int)k;
-    if (at < 0 || cfg->disk[at].dev != d->dev || cfg->disk_seq[at] != d->seq) return "the set of disks changed";
-    if (cfg->disk_bytes[at] != d->bytes) {
-      snprintf(why, sizeof why, "disk %u (%s) changed its size", d->index, d->path);
-      return why;
-    }
-  }
-  bpf_obj_get_info_by_fd(map_fd[M_DIRTY], &info, &len);
-  map_words = info.max_entries;
-  if (cfg->build != config_build((int)cfg->byte_map)) {
-    /* A newer helper: new programs behind the old stubs, the same maps. */
-    struct bpf_object *o = cfg->byte_map ? try_load(capture_bytemap_bpf_o, capture_bytemap_bpf_o_len, issue_has_queue(), 0, 0, 1)
-                                         : try_load(capture_bpf_o, capture_bpf_o_len, issue_has_queue(), 0, 0, 1);
-    if (!o) return "the new programs do not fit it";
-    int fd = prog_fd_of(o, "put_mark");
-    unlink(pin_path("put_mark"));
-    if (fd < 0 || bpf_obj_pin(fd, pin_path("put_mark"))) return "the new programs could not be pinned";
-    put_programs(o);
-    mark_fd = fd;
-    cfg->build = config_build((int)cfg->byte_map);
-  }
-  return NULL;
-}
-
-static void calibrate(struct disk *d) {
-  char *page = NULL;
-  if (posix_memalign((void **)&page, 4096, 4096)) exit(1);
-  int fd = open(d->path, O_RDONLY | O_DIRECT | O_CLOEXEC), random = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
-  if (fd < 0 || random < 0) fail("UND_CAPTURE_CALIBRATION", d->path, "opening it: %s", strerror(errno));
-  if (read(random, cfg->probe_pattern, sizeof cfg->probe_pattern) < 0) exit(1);
-  close(random);
-  __atomic_store_n(&cfg->probe_armed, 1, __ATOMIC_SEQ_CST);
-  for (int i = 0; i < 50 && !__atomic_load_n(&cfg->probe_ok, __ATOMIC_SEQ_CST); i++) {
-    memcpy(page, cfg->probe_pattern, sizeof cfg->probe_pattern);
-    if (pread(fd, page, 4096, 0) < 0) fail("UND_CAPTURE_CALIBRATION", d->path, "reading it: %s", strerror(errno));
-    memset(page, 0, 4096);
-  }
-  __atomic_store_n(&cfg->probe_armed, 0, __ATOMIC_SEQ_CST);
-  close(fd);
-  free(page);
-  if (!cfg->probe_ok)
-    fail("UND_CAPTURE_CALIBRATION", d->path, "pair %llx/%llx", (unsigned long long)cfg->page0, (unsigned long long)cfg->va0);
-}
-
-static void start_fresh(u64 ring_bytes, u64 timeout_ns, const char *boot_id) {
-  struct utsname u;
-  uname(&u);
-  int maj = 0, min = 0;
-  sscanf(u.release, "%d.%d", &maj, &min);
-  if (maj < 5 || (maj == 5 && min < 10)) fail("UND_CAPTURE_KERNEL_TOO_OLD", NULL, "%s", u.release);
-  if (access("/sys/kernel/btf/vmlinux", R_OK)) {
-    if (geteuid()) fail("UND_CAPTURE_NO_PERMISSION", NULL, "not root");
-    fail("UND_CAPTURE_NO_BTF", NULL, "kernel %s has no /sys/kernel/btf/vmlinux", u.release);
-  }
-  u32 second = issue_has_queue(), entries = inflight_entries();
-  struct bpf_object *o = NULL;
-  /* Atomic OR came with 5.12; distributions carry it back, so ask the kernel rather than its number. */
-  for (int legacy = getenv("UNDERSTUDY_CAPTURE_BYTE_MAP") != NULL; legacy < 2 && !o; legacy++) {
-    u32 shift = legacy ? 16 : 12;
-    u64 next = 0;
-    struct cap_disk table[CAP_MAX_DISKS] = {};
-    for (u32 i = 0; i < disk_count; i++) {
-      u64 blocks = (disks[i].bytes + (1ull << shift) - 1) >> shift;
-      table[i] = (struct cap_disk){.index = disks[i].index, .dev = disks[i].dev, .first_block = next, .blocks = blocks};
-      next += (blocks + 63) & ~63ull;
-    }
-    map_words = legacy ? next / 8 : next / 64;
-    o = legacy ? try_load(capture_bytemap_bpf_o, capture_bytemap_bpf_o_len, second, ring_bytes, entries, 0)
-               : try_load(capture_bpf_o, capture_bpf_o_len, second, ring_bytes, entries, 0);
-    if (!o) {
-      if (errno == EPERM || legacy) fail_load(errno);
-      continue;
-    }
-    for (int i = 0; i < M_COUNT; i++) map_fd[i] = bpf_map__fd(bpf_object__find_map_by_name(o, map_names[i]));
-    map_config();
-    cfg->magic = CAP_MAGIC;
-    cfg->layout = CAP_LAYOUT;
-    cfg->block_shift = shift;
-    cfg->byte_map = (u32)legacy;
-    cfg->build = config_build(legacy);
-    memcpy(cfg->disk, table, sizeof table);
-  }
-  cfg->consumer_timeout_ns = timeout_ns;
-  cfg->heartbeat_ns = boot_ns();
-  cfg->ring_bytes = ring_bytes;
-  cfg->epoch = 1;
-  cfg->next_mark = 1;
-  cfg->disk_count = disk_count;
-  snprintf((char *)cfg->boot_id, sizeof cfg->boot_id, "%s", boot_id);
-  char id[64];
-  if (read_text("/proc/sys/kernel/random/uuid", id, sizeof id) < 0) exit(1);
-  snprintf((char *)cfg->capture_id, sizeof cfg->capture_id, "%s", id);
-  put_programs(o);
-  mark_fd = prog_fd_of(o, "put_mark");
-
-  struct bpf_link *links[L_COUNT];
-  for (int i = 0; i < L_COUNT; i++) {
-    struct bpf_program *p = bpf_object__find_program_by_name(o, stub_names[i]);
-    stub_fd[i] = bpf_program__fd(p);
-    links[i] = bpf_program__attach(p);
-    if (!links[i]) fail_load(errno);
-  }
-  calibrate(&disks[0]);
-  int bad = 0;
-  for (int i = 0; i < M_COUNT; i++) bad |= bpf_obj_pin(map_fd[i], pin_path(map_names[i]));
-  for (int i = 0; i < L_COUNT; i++) bad |= bpf_obj_pin(stub_fd[i], pin_path(stub_names[i]));
-  bad |= bpf_obj_pin(mark_fd, pin_path("put_mark"));
-  for (int i = 0; i < L_COUNT; i++) {
-    char name[64];
-    snprintf(name, sizeof name, "link_%s", stub_names[i]);
-    bad |= bpf_link__pin(links[i], pin_path(name));
-  }
-  if (bad) {
-    int error = errno;
-    unpin_all();
-    fail("UND_CAPTURE_PIN_DIR", NULL, "pinning in %s: %s", pin_dir, strerror(error));
-  }
-  /* From here every write of the disks is seen. */
-  for (u32 i = 0; i < disk_count; i++) {
-    cfg->disk_bytes[i] = disks[i].bytes;
-    cfg->disk_seq[i] = disks[i].seq;
-    if (bpf_map_update_elem(map_fd[M_DISKS], &cfg->disk[i].dev, &cfg->disk[i], BPF_ANY)) fail_load(errno);
-  }
-  __atomic_store_n(&cfg->ready, 1, __ATOMIC_SEQ_CST);
-}
-
-/* ---- dirty map ---- */
-
-static int disk_at(u32 index) {
-  for (u32 i = 0; i < cfg->disk_count; i++)
-    if (cfg->disk[i].index == index) return (int)i;
-  return -1;
-}
-
-/* The words (or bytes) of both builds behind one face: is block b set; set it; clear it and tell if it was set. */
-static int block_test(u64 *map, u64 b) {
-  if (cfg->byte_map) return __atomic_load_n((u8 *)map + b, __ATOMIC_SEQ_CST);
-  return (__atomic_load_n(&map[b >> 6], __ATOMIC_SEQ_CST) >> (b & 63)) & 1;
-}
-static void block_set(u64 *map, u64 b) {
-  if (cfg->byte_map) __atomic_store_n((u8 *)map + b, 1, __ATOMIC_SEQ_CST);
-  else __atomic_fetch_or(&map[b >> 6], 1ull << (b & 63), __ATOMIC_SEQ_CST);
-}
-static void block_clear(u64 *map, u64 b) {
-  if (cfg->byte_map) __atomic_store_n((u8 *)map + b, 0, __ATOMIC_SEQ_CST);
-  else __atomic_fetch_and(&map[b >> 6], ~(1ull << (b & 63)), __ATOMIC_SEQ_CST);
-}
-/* Whole words that are zero are skipped: disks are large and mostly clean. */
-static int word_empty(u64 *map, u64 b) {
-  return cfg->byte_map ? __atomic_load_n(&map[b >> 3], __ATOMIC_RELAXED) == 0 : __atomic_load_n(&map[b >> 6], __ATOMIC_RELAXED) == 0;
-}
-static u64 blocks_per_word(void) { return cfg->byte_map ? 8 : 64; }
-
-static void mark_extent(u64 *map, int at, u64 offset, u64 len, int set) {
-  struct cap_disk *d = &cfg->disk[at];
-  u32 s = cfg->block_shift;
-  if (!len) return;
-  for (u64 b = offset >> s, last = (offset + len - 1) >> s; b <= last && b < d->blocks; b++)
-    (set ? block_set : block_clear)(map, d->first_block + b);
-}
-
-static void spread_all_dirty(int at) {
-  u32 i = cfg->disk[at].index & (CAP_MAX_DISKS - 1);
-  if (!__atomic_exchange_n(&cfg->all_dirty[i], 0, __ATOMIC_SEQ_CST)) return;
-  mark_extent(dirty_map, at, 0, cfg->disk_bytes[at], 1);
-}
-
-static u64 dirty_bytes(int at) {
-  struct cap_disk *d = &cfg->disk[at];
-  u64 n = 0, step = blocks_per_word();
-  if (cfg->all_dirty[d->index & (CAP_MAX_DISKS - 1)]) return cfg->disk_bytes[at];
-  for (u64 b = 0; b < d->blocks; b += step) {
-    u64 g = d->first_block + b;
-    if (word_empty(dirty_map, g) && word_empty(taken_map, g)) continue;
-    if (!cfg->byte_map) n += (u64)__builtin_popcountll(dirty_map[g >> 6] | taken_map[g >> 6]);
-    else
-      for (u64 k = 0; k < step; k++) n += block_test(dirty_map, g + k) || block_test(taken_map, g + k);
-  }
-  u64 bytes = n << cfg->block_shift;
-  return bytes > cfg->disk_bytes[at] ? cfg->disk_bytes[at] : bytes;
-}
 
 struct text {
   char *p;
@@ -661,8 +139,6 @@ static volatile int pumping, pump_gone, hurry;
 static volatile u64 wall_offset_ns; /* added to boot_ns it is the wall clock, as last told */
 static volatile u32 late_overlap_marks;
 
-static u64 producer_pos(void) { return __atomic_load_n(producer, __ATOMIC_ACQUIRE); }
-
 static int order_lost(const struct cap_rec *r, u64 pos) {
   u64 base = pos >= __atomic_load_n(&cfg->order_pos, __ATOMIC_ACQUIRE) ? cfg->base_drops : cfg->prev_base_drops;
   return r->drops != base;
@@ -713,14 +189,6 @@ static void mark_sector_block(u32 disk, u64 offset) {
   int at = disk_at(disk);
   if (at >= 0) mark_extent(dirty_map, at, offset, 1, 1);
   __atomic_fetch_add(&late_overlap_marks, 1, __ATOMIC_SEQ_CST);
-}
-
-static const struct cap_rec *ring_rec(u64 pos, u32 *header, u64 *next) {
-  const char *p = ring_data + (pos & ring_mask);
-  *header = __atomic_load_n((const u32 *)p, __ATOMIC_ACQUIRE);
-  u32 len = *header & 0x3fffffff;
-  *next = pos + ((len + 8 + 7) & ~7u);
-  return (const struct cap_rec *)(p + 8);
 }
 
 static int find_open(u32 count, u64 rq, u64 boot) {
@@ -959,8 +427,8 @@ static int pump_once(int force) {
     u32 header;
     u64 next;
     const struct cap_rec *r = ring_rec(p, &header, &next);
-    if (header & (1u << 31)) break;
-    if (!(header & (1u << 30))) {
+    if (header & RING_BUSY) break;
+    if (!(header & RING_DISCARDED)) {
       int l = order_lost(r, p);
       if (n == 0) lost = l;
       u64 resumed = __atomic_load_n(&cfg->order_pos, __ATOMIC_ACQUIRE);
@@ -988,7 +456,7 @@ static int pump_once(int force) {
     p = next;
     if (!open) cut = p, cut_n = n;
     /* A mark ends its batch where it can: the reader of the stream can then begin again right behind it. */
-    if (!open && !(header & (1u << 30)) && r->kind == CAP_MARK) break;
+    if (!open && !(header & RING_DISCARDED) && r->kind == CAP_MARK) break;
   }
   if (p == pos) return 0;
   if (cut == pos) {
@@ -1053,8 +521,8 @@ static void recover_flying(void) {
   for (u64 p = read_pos, prod = producer_pos(), n; p < prod; p = n) {
     u32 header;
     const struct cap_rec *r = ring_rec(p, &header, &n);
-    if (header & (1u << 31)) break;
-    if (header & (1u << 30)) continue;
+    if (header & RING_BUSY) break;
+    if (header & RING_DISCARDED) continue;
     if (!first_ns && r->kind != CAP_DONE) first_ns = r->boot_ns;
     if (r->kind == CAP_DONE && (!first_ns || r->boot_ns < first_ns)) flying_add(r->disk, r->rq, r->boot_ns, r->offset, r->len);
   }
@@ -1071,26 +539,6 @@ static const char *mode_json(void) {
   else
     snprintf(t, sizeof t, "{\"mode\":\"tracking\",\"reason\":\"%s\",\"sinceBootNs\":\"%llu\"}", reasons[reason], (unsigned long long)cfg->since_boot_ns);
   return t;
-}
-
-static void go_tracking(u32 reason) {
-  if (cfg->mode == CAP_ORDERED) {
-    cfg->reason = reason;
-    cfg->since_boot_ns = boot_ns();
-  }
-  /* The drop comes first: a record that still sees the old count was reserved before it. */
-  __atomic_fetch_add(&cfg->drops, 1, __ATOMIC_SEQ_CST);
-  __atomic_store_n(&cfg->mode, CAP_TRACKING, __ATOMIC_SEQ_CST);
-}
-
-static u64 recursion_misses(void) {
-  u64 n = 0;
-  for (int i = 0; i < L_COUNT; i++) {
-    struct bpf_prog_info info = {};
-    u32 len = sizeof info;
-    if (bpf_obj_get_info_by_fd(stub_fd[i], &info, &len) == 0) n += info.recursion_misses;
-  }
-  return n;
 }
 
 /*
@@ -1504,9 +952,7 @@ int cmd_run(int argc, char **argv) {
   while (size < ring_bytes) size *= 2;
   signal(SIGPIPE, SIG_IGN);
   fcntl(1, F_SETPIPE_SZ, PIPE_BYTES); /* fewer and larger reads; no harm where it is not a pipe, or not allowed */
-  libbpf_set_print(on_libbpf_print);
-  struct rlimit all = {RLIM_INFINITY, RLIM_INFINITY};
-  setrlimit(RLIMIT_MEMLOCK, &all); /* before 5.11 maps are charged to it */
+  prepare_loading();
 
   char boot_id[64] = "";
   read_text("/proc/sys/kernel/random/boot_id", boot_id, sizeof boot_id);
@@ -1518,7 +964,7 @@ int cmd_run(int argc, char **argv) {
       unpin_all();
       prepare_pin_dir();
     }
-    start_fresh(size, timeout_ms * 1000000ull, boot_id);
+    start_fresh(size, timeout_ms * 1000000ull, boot_id, CAP_ORDERED);
   }
   cfg->consumer_timeout_ns = timeout_ms * 1000000ull;
   __atomic_store_n(&cfg->heartbeat_ns, boot_ns(), __ATOMIC_SEQ_CST);
