@@ -7,6 +7,8 @@ int cmd_run(int argc, char **argv);
 int cmd_read(int argc, char **argv);
 int cmd_freeze(int argc, char **argv);
 int cmd_files(int argc, char **argv);
+int cmd_save(int argc, char **argv);
+int cmd_early(int argc, char **argv);
 
 uint64_t boot_ns(void);
 /* Writes all of it; ends the process when the other side is gone. */
