@@ -20,9 +20,14 @@ export interface AgentPaths {
   runDir: string;
   /** The user's own hook scripts; made by the user, and left alone by an uninstallation. */
   hooksDir: string;
+  /** What a planned restart is carried over by (docs/early-boot.md); only where it is asked for. */
+  shutdownHook: string;
+  earlyUnitFile: string;
+  saveArea: string;
 }
 
 export const UNIT_NAME = 'understudy-agent.service';
+export const EARLY_UNIT_NAME = 'understudy-early.service';
 
 /** The product's paths; `root` is for tests. */
 export const agentPaths = (root = ''): AgentPaths => ({
@@ -32,6 +37,9 @@ export const agentPaths = (root = ''): AgentPaths => ({
   pinDir: `${root}/sys/fs/bpf/understudy`,
   runDir: `${root}/run/understudy-agent`,
   hooksDir: `${root}/etc/understudy-agent/hooks.d`,
+  shutdownHook: `${root}/usr/lib/systemd/system-shutdown/understudy-agent`,
+  earlyUnitFile: `${root}/etc/systemd/system/${EARLY_UNIT_NAME}`,
+  saveArea: `${root}/usr/lib/understudy/save-area`,
 });
 
 /** Every path that an installed or half-installed agent may have left, the ones to remove first first. */
@@ -41,6 +49,12 @@ export const traces = (paths: AgentPaths): string[] => [
   // What `systemctl edit` leaves.
   `${paths.unitFile}.d`,
   `${dirname(paths.unitFile)}/multi-user.target.wants/${UNIT_NAME}`,
+  // It calls what goes below.
+  paths.shutdownHook,
+  `${paths.shutdownHook}.new`,
+  paths.earlyUnitFile,
+  `${paths.earlyUnitFile}.new`,
+  `${dirname(paths.earlyUnitFile)}/sysinit.target.wants/${EARLY_UNIT_NAME}`,
   paths.stateDir,
   paths.runDir,
   // The links go with their pins: the programs come off the disks.

@@ -35,6 +35,14 @@ import { Framing } from './queue/framing.ts';
 import { Window } from './queue/window.ts';
 import { type PointTaken, PointTaker } from './quiesce/point-taker.ts';
 import type { QuiesceRequest } from './quiesce/quiesce.ts';
+import {
+  type Carried,
+  compareAfter,
+  dropCarried,
+  mayCarry,
+  readCarried,
+} from './restart/carried.ts';
+import type { EarlyBoot } from './restart/early-boot.ts';
 import { AckNote } from './send/ack-note.ts';
 import { LinkMeter } from './send/link-meter.ts';
 import { Order } from './send/order.ts';
@@ -71,6 +79,8 @@ export interface SourceStreamOptions {
   flush?(devicePaths: readonly string[]): Promise<void>;
   /** Brings the applications to rest around a mark; agent/quiesce/quiesce.ts. Without it points are crash-consistent. */
   quiesce?(request: QuiesceRequest): Promise<HookReport[]>;
+  /** Keeps the machine ready for planned restarts that are carried over; agent/restart/early-boot.ts. */
+  earlyBoot?: Pick<EarlyBoot, 'follow' | 'state' | 'settle'>;
   log?(level: 'info' | 'warning' | 'error', text: string): void;
   consumerTimeoutMs?: number;
   windowBytes?: number;
@@ -100,6 +110,9 @@ interface Attached {
 }
 
 class Stopped extends Error {}
+
+/** Where `understudy-capture early` says what it has brought over a restart. */
+const carriedPath = ({ runDir }: SourceStreamOptions): string => join(runDir, 'carried.json');
 
 export class SourceStream {
   readonly #options: SourceStreamOptions;
@@ -198,7 +211,10 @@ export class SourceStream {
   /** With `unpin` the capture is taken off the disks, else it goes on in the kernel. */
   async stop(options: { unpin: boolean }): Promise<void> {
     clearTimeout(this.#retry);
+    // The capture goes on over a shutdown of the machine: what lies on the disks is looked at once more for it.
+    const settled = options.unpin ? undefined : this.#options.earlyBoot?.settle();
     await this.#inOrder(() => this.#end(options.unpin));
+    await settled;
   }
 
   /** Configure, and again after a while if it fails: the helper of before may still be ending, say. */
@@ -225,6 +241,7 @@ export class SourceStream {
     const session = this.#session;
     this.#session = undefined;
     await session?.stop(unpin);
+    if (unpin) this.#options.earlyBoot?.follow(false, []);
   }
 
   async #configure(job: Job): Promise<void> {
@@ -273,6 +290,8 @@ class Session {
   readonly #ackNote: AckNote;
   #job: Job;
   #remembered: Remembered | null;
+  /** What was brought over the last restart of the machine; null once it was used. */
+  #carried: Carried | { reason: string } | null;
   #window: Window | undefined;
   #consumer: Promise<void> | undefined;
   #releasedPos: number;
@@ -309,6 +328,7 @@ class Session {
     start: CaptureStart,
     ackNote: AckNote,
     remembered: Remembered | null,
+    carried: Carried | { reason: string } | null,
     died: () => void,
   ) {
     this.#options = options;
@@ -316,6 +336,7 @@ class Session {
     this.#capture = capture;
     this.#start = start;
     this.#remembered = remembered;
+    this.#carried = carried;
     this.#died = died;
     this.#ackNote = ackNote;
     this.#swap = new SwapAreas(join(options.runDir, `swap-${job.jobId}.json`));
@@ -392,7 +413,8 @@ class Session {
         options.log?.('warning', `the last acknowledgement cannot be noted: ${reason}`),
       );
       const remembered = await ackNote.read();
-      const session = new Session(options, job, capture, start, ackNote, remembered, died);
+      const carried = await readCarried(carriedPath(options));
+      const session = new Session(options, job, capture, start, ackNote, remembered, carried, died);
       session.#framing.setWallClock(status);
       unlisten();
       capture.onEvent((event) => session.#onEvent(event));
@@ -430,14 +452,15 @@ class Session {
     this.#job = job;
     this.#bucket.setRate(job.bandwidthLimitBytesPerSec, performance.now());
     const window = this.#window;
+    const remote = {
+      journalId: job.journalId,
+      epoch: job.streamEpoch,
+      durableSeq: job.durable.seq,
+      capturePos: job.durable.capturePos,
+      binding: job.binding,
+    };
     const decision = decideResume(
-      {
-        journalId: job.journalId,
-        epoch: job.streamEpoch,
-        durableSeq: job.durable.seq,
-        capturePos: job.durable.capturePos,
-        binding: job.binding,
-      },
+      remote,
       window && this.#epoch
         ? { ...this.#epoch, firstSeq: window.firstSeq, nextSeq: window.nextSeq }
         : null,
@@ -449,12 +472,20 @@ class Session {
       },
     );
     if (decision.kind === 'new-epoch') {
-      this.#log('warning', `a new stream epoch is needed: ${decision.reason}`);
+      const carried = this.#carried;
+      let { reason } = decision;
+      let carries = false;
+      if (carried && 'reason' in carried) reason = `${reason} (${carried.reason})`.slice(0, 1000);
+      else if (carried && !this.#consumer) {
+        carries = mayCarry(carried, this.#start.captureId, remote, this.#remembered);
+      }
+      this.#log('warning', `a new stream epoch is needed: ${reason}`);
       link.send({
         type: 'needEpoch',
         jobId: job.jobId,
         streamEpoch: job.streamEpoch,
-        reason: decision.reason,
+        reason,
+        ...(carries && { carried: true }),
       });
       return;
     }
@@ -495,14 +526,8 @@ class Session {
     this.#epoch = { journalId: job.journalId, epoch: job.streamEpoch };
     this.#window = new Window(job.durable.seq + 1, this.#windowBytes);
     this.#framing.begin(this.#window, fromPos ?? this.#releasedPos);
-    if (fromPos === null) {
-      this.#framing.mark({
-        type: 'epochStart',
-        captureId: this.#start.captureId,
-        bootId: this.#start.bootId,
-        reason: job.epochReason,
-      });
-    } else {
+    if (fromPos === null) this.#markEpoch(job);
+    else {
       this.#framing.goOnAt(BigInt(job.durable.bootTimeNs));
       this.#release(fromPos);
     }
@@ -514,6 +539,29 @@ class Session {
       this.#died();
     });
     this.#statusTimer = setInterval(() => this.#tellStatus(), STATUS_MS);
+  }
+
+  /**
+   * The epoch's first mark. If the dirty map has what the journal misses, order counts as lost here, and a drain is all
+   * that has to follow; the appliance has agreed to that when it began the epoch.
+   */
+  #markEpoch(job: Job): void {
+    const { captureId, bootId } = this.#start;
+    const start = { type: 'epochStart' as const, captureId, bootId, reason: job.epochReason };
+    const carried = this.#carried;
+    this.#carried = null;
+    if (!job.carried || !carried || 'reason' in carried || carried.captureId !== captureId) {
+      this.#framing.mark(start);
+      return;
+    }
+    const compare = compareAfter(carried, job.disks, job.orderLost?.compare ?? []);
+    for (const [disk, reason] of Object.entries(carried.disks)) {
+      if (reason) this.#log('warning', `disk ${disk} is compared: ${reason}`);
+    }
+    this.#framing.mark({ ...start, carried: { compare } }, () => {
+      void dropCarried(carriedPath(this.#options));
+    });
+    this.#loseOrder(job.epochReason, compare);
   }
 
   #attach(link: StreamLink, nextSeq: number, open: boolean): void {
@@ -599,6 +647,7 @@ class Session {
           compression: message.compression,
           bandwidthLimitBytesPerSec: message.bandwidthLimitBytesPerSec,
           exclusions: message.exclusions ?? this.#job.exclusions,
+          carryRestarts: message.carryRestarts ?? this.#job.carryRestarts,
         };
         // What is no longer excluded is read at once.
         this.#excludedCheckedMs = Number.NEGATIVE_INFINITY;
@@ -1114,6 +1163,7 @@ class Session {
     const isDirty = status.dirtyBytes.some((bytes) => bytes > 0);
     if (isDirty && !this.#rereading && !this.#rereadRetry) this.#reread();
     await this.#followSwap();
+    this.#options.earlyBoot?.follow(this.#job.carryRestarts ?? false, this.#job.disks);
     const now = performance.now();
     if (now - this.#excludedCheckedMs >= EXCLUDED_CHECK_MS) {
       this.#followExclusions().catch((error) => {
@@ -1143,6 +1193,7 @@ class Session {
         totalBytes: ask.endBytes - ask.startBytes,
         skippedBytes,
       })),
+      carry: this.#options.earlyBoot?.state ?? undefined,
       excluded: this.#exclusions.totals(),
       readBytesPerSec: rate(this.#readBytes - this.#lastStatus.readBytes),
       writeBytesPerSec: rate(this.#framing.writtenBytes - this.#lastStatus.writtenBytes),

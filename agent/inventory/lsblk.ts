@@ -10,6 +10,7 @@ export const LSBLK_COLUMNS = [
   'UUID',
   'PTUUID',
   'PTTYPE',
+  'PARTTYPE',
   'RO',
   'RM',
   'MODEL',
@@ -37,6 +38,8 @@ export interface BlockNode {
   uuid: string | null;
   ptUuid: string | null;
   ptType: string | null;
+  /** Of a partition: the table's word for what it is for; a GUID, or `0x…`. */
+  partType: string | null;
   readOnly: boolean;
   removable: boolean;
   model: string | null;
@@ -83,6 +86,7 @@ function readNode(raw: Record<string, unknown>): BlockNode {
     uuid: text(raw.uuid),
     ptUuid: text(raw.ptuuid),
     ptType: text(raw.pttype),
+    partType: text(raw.parttype)?.toLowerCase() ?? null,
     readOnly: flag(raw.ro),
     removable: flag(raw.rm),
     model: text(raw.model),

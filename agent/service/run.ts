@@ -10,6 +10,7 @@ import {
   type ControlMessage,
   type ControlOf,
   type ErrorMessage,
+  FEATURE_CARRY,
   FEATURE_CLOCK,
   FEATURE_HANDOVER,
   FEATURE_POINTS,
@@ -359,7 +360,7 @@ export class AgentService {
       agentVersion: AGENT_VERSION,
       machine,
       passive: role.role === 'passive' ? { reason: role.reason } : null,
-      features: [FEATURE_POINTS, FEATURE_VERIFY, FEATURE_HANDOVER, FEATURE_CLOCK],
+      features: [FEATURE_POINTS, FEATURE_VERIFY, FEATURE_HANDOVER, FEATURE_CLOCK, FEATURE_CARRY],
       handover: handover && { failoverId: handover.failoverId, isolated: handover.isolated },
     });
     return { welcomed: welcome.promise, ended: end.promise };

@@ -5,11 +5,13 @@ import { openFileMap } from '../capture/file-map.ts';
 import type { AgentPaths } from '../config.ts';
 import { activeSwap, checkNow, findUnneeded, type UnneededEdges } from '../mirror/unneeded.ts';
 import type { OwedPosts } from '../quiesce/owed.ts';
+import { EarlyBoot } from '../restart/early-boot.ts';
 import { SourceStream } from '../source-stream.ts';
 import type { Log } from './log.ts';
 import type { ProcessorShare } from './processor-share.ts';
 import { createQuiesce, flush } from './quiesce.ts';
 import type { Stream } from './run.ts';
+import { systemctl } from './uninstall.ts';
 
 /**
  * @param helperPath the capture helper of this build, or undefined to look for one at the first use
@@ -39,6 +41,7 @@ export function createStream(
     // Writers wait for the thaw: now the agent must get to run.
     quiesce: (request) => (share ? share.during(() => quiesce(request)) : quiesce(request)),
     flush,
+    earlyBoot: new EarlyBoot(paths, systemctl, edges.openFileMap, log),
     unneeded: (devicePath, sizeBytes, exclusions) =>
       findUnneeded(devicePath, sizeBytes, exclusions, edges),
     checkExcluded: (files, exclusions) => checkNow(files, exclusions, edges),

@@ -26,6 +26,7 @@ const disk = (over: Partial<BlockNode> = {}): BlockNode => ({
   uuid: null,
   ptUuid: null,
   ptType: null,
+  partType: null,
   readOnly: false,
   removable: false,
   model: null,

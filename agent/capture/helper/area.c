@@ -2,6 +2,7 @@
 /* See area.h. */
 #define _GNU_SOURCE
 #include "area.h"
+#include "helper.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fiemap.h>
@@ -188,4 +189,15 @@ const char *area_load(const struct area *area, char **text, uint64_t *len) {
   (*text)[*len] = 0;
   if (why) free(*text);
   return why;
+}
+
+/* area FILE: whether the file can be one; 1 and why not on stderr. */
+int cmd_area(int argc, char **argv) {
+  struct area area;
+  char block[AREA_BLOCK];
+  if (argc != 2) return 2;
+  const char *why = area_open(&area, argv[1]);
+  if (!why) why = area_read(&area, 0, block, sizeof block);
+  if (why) fprintf(stderr, "%s\n", why);
+  return why != NULL;
 }

@@ -40,12 +40,14 @@ int main(int argc, char **argv) {
   if (!strcmp(cmd, "files")) return cmd_files(argc - 1, argv + 1);
   if (!strcmp(cmd, "save")) return cmd_save(argc - 1, argv + 1);
   if (!strcmp(cmd, "early")) return cmd_early(argc - 1, argv + 1);
+  if (!strcmp(cmd, "area")) return cmd_area(argc - 1, argv + 1);
   fprintf(stderr,
           "usage: understudy-capture run --pin DIR --ring BYTES --timeout-ms N --disk INDEX:PATH...\n"
           "       understudy-capture read DEVICE\n"
           "       understudy-capture freeze MOUNT... --timeout-ms N\n"
           "       understudy-capture files\n"
           "       understudy-capture save --pin DIR --run DIR --area FILE [HOW]\n"
-          "       understudy-capture early --pin DIR --run DIR --area FILE\n");
+          "       understudy-capture early --pin DIR --run DIR --area FILE\n"
+          "       understudy-capture area FILE\n");
   return 2;
 }

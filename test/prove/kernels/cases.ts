@@ -18,7 +18,7 @@ export const LAYOUTS = ['plain', 'lvm', 'md'] as const;
 export type Layout = (typeof LAYOUTS)[number];
 
 const PIN_DIR = '/sys/fs/bpf/kernels';
-const RING_BYTES = 64 * MIB;
+const RING_BYTES = 128 * MIB;
 
 /** A disk of the guest: its path there, the file behind it here, and the replica that is built from the capture. */
 export type ProvenDisk = { devicePath: string; file: string; replica: string; sizeBytes: number };
