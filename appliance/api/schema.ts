@@ -290,6 +290,10 @@ export const Exclusions = Type.Array(
       'absolute paths on the source server, with * and ? within a name and ** for any folders: what lies there is not mirrored',
   },
 );
+const CarryRestarts = Type.Boolean({
+  description:
+    'carry what changed over planned restarts of the source server, so that its disks are not compared anew; off if absent',
+});
 const PointEveryMinutes = Type.Optional(
   Nullable(
     Type.Integer({
@@ -353,6 +357,7 @@ export const ProtectRequest = Type.Object({
   checkpointMinutes: Type.Optional(CheckpointMinutes),
   /** Left out: DEFAULT_EXCLUSIONS. */
   exclusions: Type.Optional(Exclusions),
+  carryRestarts: Type.Optional(CarryRestarts),
   pointEveryMinutes: PointEveryMinutes,
   verifyEvery: VerifyEvery,
   stopUnits: Type.Optional(StopUnits),
@@ -537,6 +542,7 @@ export const JobSettingsPatch = Type.Object({
   ringBytes: Type.Optional(RingBytes),
   checkpointMinutes: Type.Optional(CheckpointMinutes),
   exclusions: Type.Optional(Exclusions),
+  carryRestarts: Type.Optional(CarryRestarts),
   pointEveryMinutes: PointEveryMinutes,
   verifyEvery: VerifyEvery,
   stopUnits: Type.Optional(StopUnits),

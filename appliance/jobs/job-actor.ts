@@ -1224,8 +1224,9 @@ export class JobActor {
       bandwidthLimitBytesPerSec,
       ringBytes = null,
       exclusions,
+      carryRestarts,
     } = this.row.settings;
-    return { compression, bandwidthLimitBytesPerSec, ringBytes, exclusions };
+    return { compression, bandwidthLimitBytesPerSec, ringBytes, exclusions, carryRestarts };
   }
 
   #inTurn<T>(work: () => Promise<T>): Promise<T> {

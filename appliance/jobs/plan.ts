@@ -218,6 +218,11 @@ export function planProtection(
     ),
     `Attach ${disks.length === 1 ? 'it' : 'them'} to the appliance.`,
     `Start to capture every write on ${disks.map((disk) => disk.name).join(', ')} of ${source.name}; the server stays in full use.`,
+    ...(request.carryRestarts
+      ? [
+          `Put a hook, a small unit and a file of 16 MiB on ${source.name}, so that planned restarts are carried over where its disks allow it.`,
+        ]
+      : []),
     `Mirror what is in use${but}, compression ${request.compression}, ${limit}.`,
     `From then on replicate every write; at a failover start ${request.replicaName} with ${request.vcpus} vCPUs and ${humanBytes(request.memoryBytes)} on network ${request.network}.`,
   ];

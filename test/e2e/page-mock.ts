@@ -45,6 +45,8 @@ export interface PageMock {
   groupFails: string | null;
   /** Changes a thing and tells the page. */
   tell: (event: ServerEvent) => void;
+  /** Why the agent of a protected job cannot carry planned restarts over; null: it can. */
+  carryProblem: string | null;
   /** While true, mirrors stay at their half: a test that looks at one must not have to be quick. */
   holdMirror: boolean;
   /** Cuts all event streams and refuses new ones until `restoreLink`. */
@@ -273,6 +275,7 @@ export async function startPageMock(options: PageMockOptions): Promise<PageMock>
     failovers,
     groups,
     groupFails: null,
+    carryProblem: null,
     tell,
     cutLink: () => {
       linkUp = false;
@@ -417,6 +420,9 @@ export async function startPageMock(options: PageMockOptions): Promise<PageMock>
           helperCpuPercent: 0.8,
           helperRssBytes: 3 * 2 ** 20,
           windowBytes: 32 * 2 ** 20,
+          carry: job.settings.carryRestarts
+            ? { ready: mock.carryProblem === null, reason: mock.carryProblem }
+            : null,
         },
       }),
     });

@@ -159,6 +159,8 @@ t.test('writes are replicated; settings change while it runs', async (t) => {
   t.same(patched.settings.exclusions, DEFAULT_EXCLUSIONS, 'what nobody chose');
   const fewer = await lab.call<Job>('PATCH', `/api/jobs/${jobId}`, { exclusions: ['/srv/*.tmp'] });
   t.same(fewer.settings.exclusions, ['/srv/*.tmp']);
+  const carried = await lab.call<Job>('PATCH', `/api/jobs/${jobId}`, { carryRestarts: true });
+  t.match(carried.settings, { carryRestarts: true, exclusions: ['/srv/*.tmp'] });
 });
 
 t.test('recovery points: stretches and gaps, labels that last, limits that hold', async (t) => {

@@ -157,6 +157,8 @@ t.test('bad input is refused with the path of the field', async (t) => {
     ['POST', '/api/jobs/x/labels', { at: '2026-01-01T00:00:00Z', text: '' }, 'text'],
     ['POST', '/api/jobs', { ...protect, exclusions: ['tmp'] }, 'exclusions.0'],
     ['PATCH', '/api/jobs/x', { exclusions: ['/tmp', '/**'] }, 'exclusions.1'],
+    ['POST', '/api/jobs', { ...protect, carryRestarts: 'yes' }, 'carryRestarts'],
+    ['PATCH', '/api/jobs/x', { carryRestarts: null }, 'carryRestarts'],
     ['DELETE', '/api/jobs/x', undefined, 'disks'],
     ['DELETE', '/api/jobs/x?disks=burn', undefined, 'disks'],
     ['POST', '/api/jobs/x/failover', { kind: 'sudden', confirm: 'x' }, 'kind'],

@@ -8,6 +8,7 @@ import { type ActorContext, JobActor } from '../../appliance/jobs/job-actor.ts';
 import { ReplicationStream } from '../../appliance/replication/replication-stream.ts';
 import type { JobRow } from '../../appliance/state/jobs.ts';
 import type { ControlMessage } from '../../protocol/control.ts';
+import { undError } from '../../protocol/errors.ts';
 import { until } from '../integration/api.lab.ts';
 
 const DISK = { diskId: 'd', name: 'vda', devicePath: '/dev/vda', sizeBytes: 1 << 20 };
@@ -101,3 +102,68 @@ t.test('an agent that takes up the stream is told of before it has answered', as
   });
   t.equal(await next('that it is configured anew'), 'the agent is taking up the stream');
 });
+
+// Red when the setting is left out of what the stream is given: it would be stored, shown, and do nothing.
+t.test(
+  'whether planned restarts are carried over reaches the agent, also while it runs',
+  async (t) => {
+    const row = {
+      jobId: 'j',
+      sourceId: 's',
+      settings: { replicaName: 'web1-replica', compression: 'fast', carryRestarts: true },
+      phase: { name: 'active', paused: false },
+      provenBootableAt: null,
+      createdAt: new Date().toISOString(),
+      disks: [{ ...DISK, serial: 'u1', replica: null }],
+    } as unknown as JobRow;
+    const machine = { hostname: 'web1', bootId: 'b' };
+    const sent: ControlMessage[] = [];
+    const attached: ReplicationStream[] = [];
+    const stored: JobRow[] = [];
+    const actor: JobActor = new JobActor(row, {
+      store: { put: (next: JobRow) => stored.push(next) },
+      checkpoints: {},
+      // The disks are never attached here, and nobody who asks for something waits for them.
+      host: {
+        hypervisor: {
+          vmState: async () => {
+            throw undError('UND_HV_UNREACHABLE', { host: 'host', reason: 'a fault of the test' });
+          },
+        },
+      },
+      log: { info: () => {}, warn: () => {} },
+      jobDir: scratch(t),
+      sourceOf: () => ({ name: 'web1', inventory: { hostname: 'web1', machine, disks: [DISK] } }),
+      session: () => ({
+        hello: { machine },
+        attach: (stream: ReplicationStream) => {
+          attached.push(stream);
+          stream.connect({ send: (message) => sent.push(message), close: () => {} });
+        },
+      }),
+      ownedByFailover: () => false,
+      journalBytes: async () => 1 << 30,
+      changed: () => {},
+    } as unknown as ActorContext);
+    actor.kick();
+    await until('the stream to be open', () => actor.stream);
+    t.teardown(() => actor.close());
+    const last = (type: ControlMessage['type']) => sent.findLast((one) => one.type === type);
+    await until('the agent to be configured', () => last('configureJob'));
+    t.match(last('configureJob'), { carryRestarts: true });
+
+    const { settings } = await actor.patch({ carryRestarts: false });
+    t.equal(settings.carryRestarts, false);
+    t.equal(stored.at(-1)?.settings.carryRestarts, false);
+    t.match(last('tuneJob'), { carryRestarts: false });
+    await actor.patch({ carryRestarts: true });
+    t.match(last('tuneJob'), { carryRestarts: true });
+    await actor.patch({ compression: 'best' });
+    t.match(
+      last('tuneJob'),
+      { compression: 'best', carryRestarts: true },
+      'another change keeps it',
+    );
+    t.equal(attached.length, 1, 'on the one connection');
+  },
+);

@@ -170,6 +170,14 @@ t.test('the plan: warnings and actions', async (t) => {
   t.same(good.warnings, []);
   t.equal(good.actions.length, 6);
   t.match(good.actions[0], /20\.0 GiB in storage pool default for vda/);
+  const carried = plan({ carryRestarts: true }).actions.filter(
+    (action) => !good.actions.includes(action),
+  );
+  t.match(
+    carried,
+    [/^Put a hook, a small unit and a file of 16 MiB on web/],
+    'what it leaves there',
+  );
   t.match(plan({}, { host: pool(13 * GIB) }).warnings, [/may grow to 40\.0 GiB.*watch the pool/]);
   const grown = plan(
     {},

@@ -75,7 +75,8 @@ export function registerJobRoutes(route: Router, { jobs }: Services): void {
     method: 'PATCH',
     url: '/api/jobs/:id',
     access: 'operator',
-    summary: 'Change compression, bandwidth limit, exclusions and the schedules of a running job',
+    summary:
+      'Change compression, bandwidth limit, exclusions, planned restarts and the schedules of a running job',
     act: 'job.change',
     object: (request) => `${idOf(request)}: ${JSON.stringify(request.body)}`,
     schema: { params: ById, body: JobSettingsPatch, response: { 200: Job } },
