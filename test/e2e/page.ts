@@ -335,6 +335,7 @@ export interface ProtectOptions {
   memoryMib?: number;
   compression?: 'none' | 'fast' | 'balanced' | 'best';
   bandwidthMibPerSec?: number;
+  carryRestarts?: boolean;
   /** `disks`, `target`, `replica`, `transfer`, `summary`. */
   sight?: (name: string) => Promise<void>;
 }
@@ -387,6 +388,7 @@ export async function protect(
     await page.locator('#bandwidth-limited').check();
     await fill(page, '#bandwidth-limit-mib', options.bandwidthMibPerSec);
   }
+  if (options.carryRestarts) await page.locator('#carry-restarts').check();
   await sight('transfer');
   await press(page, '#wizard-next');
 

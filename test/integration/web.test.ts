@@ -138,6 +138,46 @@ t.test(
   },
 );
 
+t.test('planned restarts: asked for in the wizard, told on the page, put off', async (t) => {
+  const { mock, opened } = await start(t);
+  const { page } = opened;
+  const source = await addSource(page, MOCK_SOURCE);
+  // The scripted agent says nothing of itself before the job is protected.
+  mock.holdMirror = true;
+  const { jobId } = await protect(page, {
+    sourceId: source.sourceId,
+    carryRestarts: true,
+    sight: async (name) => {
+      if (name === 'transfer' || name === 'summary') await picture(opened, `64-restarts-${name}`);
+    },
+  });
+  t.equal(mock.jobs.get(jobId)!.settings.carryRestarts, true);
+  const told = (what: string) =>
+    waitFor(page, what, LIMIT_MS, async () =>
+      ((await page.locator('#job-restarts').textContent()) ?? '').endsWith(what),
+    );
+  await told('carried over, as soon as the agent is there');
+  mock.holdMirror = false;
+  await waitForJob(page, jobId, ['protected'], LIMIT_MS);
+  await told('carried over');
+  mock.carryProblem = 'vdb is a member of an md array';
+  await told('compared anew: vdb is a member of an md array');
+  await picture(opened, '65-restarts-job');
+
+  await press(page, '#job-menu');
+  await press(page, '#job-settings');
+  await see(page, '#settings-dialog');
+  t.ok(await page.locator('#carry-restarts').isChecked(), 'as it is set');
+  await page.locator('#carry-restarts').scrollIntoViewIfNeeded();
+  await shoot(page, join(pictures, '66-restarts-settings.png'));
+  await page.locator('#carry-restarts').uncheck();
+  await page.locator('#settings-dialog button', { hasText: 'Save' }).click();
+  await page.locator('#settings-dialog').waitFor({ state: 'detached' });
+  t.equal(mock.jobs.get(jobId)!.settings.carryRestarts, false);
+  await told('compared anew');
+  t.same(mock.violations, []);
+});
+
 t.test('the whole path through the page: log in, add, protect, fail over, undo', async (t) => {
   const { mock, opened } = await start(t, { first: true });
   const { page } = opened;

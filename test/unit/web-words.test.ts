@@ -32,6 +32,7 @@ import {
   describeFailover,
   describeJob,
   describeLag,
+  describeRestarts,
   heapOf,
   mirrorIncomplete,
   mirrorTotal,
@@ -57,6 +58,21 @@ t.test('a checkpoint stands in for a journal that has left', async (t) => {
   t.same(checkpointBefore(all, ms(3)), at(3));
   t.same(checkpointBefore(all, ms(3) - 1), at(2));
   t.equal(checkpointBefore(all, ms(0)), null);
+});
+
+t.test('what a planned restart comes to, never more than the agent says', async (t) => {
+  const carry = (ready: boolean, reason: string | null) => ({ carry: { ready, reason } });
+  for (const [setting, agent, text] of [
+    [undefined, null, 'compared anew'],
+    [false, carry(true, null), 'compared anew'],
+    [true, null, 'carried over, as soon as the agent is there'],
+    [true, carry(true, null), 'carried over'],
+    [true, carry(false, 'vdb is a member of md'), 'compared anew: vdb is a member of md'],
+    [true, carry(false, null), 'compared anew'],
+    [true, { carry: null }, 'compared anew: the agent has not said that it can carry them over'],
+  ] as const) {
+    t.equal(describeRestarts(setting, agent), text);
+  }
 });
 
 t.test('the checks of a test, from the form to the API', async (t) => {

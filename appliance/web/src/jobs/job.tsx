@@ -57,7 +57,13 @@ import { TestChecksForm } from './test-check-fields.tsx';
 import { testCheckFields, testChecksOf } from './test-checks.ts';
 import { TestDialog, TestField, TestsCard } from './tests.tsx';
 import { NextVerification, Verified, VerifyButton, VerifyField } from './verification.tsx';
-import { describeJob, describeLag, describeStream, mirrorTotal } from './words.ts';
+import {
+  describeJob,
+  describeLag,
+  describeRestarts,
+  describeStream,
+  mirrorTotal,
+} from './words.ts';
 
 function Figure(props: {
   id: string;
@@ -246,6 +252,7 @@ function SettingsDialog(props: { job: Job; close: () => void }) {
       job.settings.bandwidthLimitBytesPerSec,
       job.settings.ringBytes,
       job.settings.exclusions ?? [],
+      job.settings.carryRestarts,
     ),
     ...historyFields(job.settings.historyHours, job.settings.historyBytes),
   }));
@@ -276,6 +283,7 @@ function SettingsDialog(props: { job: Job; close: () => void }) {
             bandwidthLimitBytesPerSec: limit,
             ringBytes: ringBytes(fields),
             exclusions: excluded.ok ? excluded.patterns : undefined,
+            carryRestarts: fields.carryRestarts,
             ...history,
             pointEveryMinutes: everyMinutes,
             verifyEvery,
@@ -629,6 +637,9 @@ export function JobPage() {
                   </Fact>
                   <Fact term="Not mirrored" id="job-exclusions">
                     <Exclusions patterns={settings.exclusions ?? []} />
+                  </Fact>
+                  <Fact term="Planned restarts" id="job-restarts">
+                    {describeRestarts(settings.carryRestarts, figures.agent)}
                   </Fact>
                   <Fact term="Created">
                     <When at={job.createdAt} />

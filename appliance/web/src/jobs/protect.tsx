@@ -395,6 +395,9 @@ function Summary(props: {
             ? count(request.exclusions.length, 'excluded place')
             : 'nothing is excluded'}
         </Fact>
+        <Fact term="Planned restarts">
+          {request.carryRestarts ? 'carried over' : 'compared anew'}
+        </Fact>
       </DescriptionList>
       {props.planning && (
         <p role="status">
@@ -449,6 +452,7 @@ function ProtectWizard(props: { source: Source }) {
     limitMib: '50',
     ring: 'auto',
     exclusions: defaultExclusions,
+    carryRestarts: false,
     ...historyFields(undefined, undefined),
   }));
   const set = (change: Partial<Fields>) => setFields((now) => ({ ...now, ...change }));
@@ -490,6 +494,7 @@ function ProtectWizard(props: { source: Source }) {
       bandwidthLimitBytesPerSec: limit,
       ringBytes: ringBytes(fields),
       exclusions: excluded.patterns,
+      carryRestarts: fields.carryRestarts,
       ...history,
     };
   }, [fields, pool, network, source.sourceId]);

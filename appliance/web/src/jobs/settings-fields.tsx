@@ -41,6 +41,7 @@ export interface TransferFields {
   ring: string;
   /** One pattern a line. */
   exclusions: string;
+  carryRestarts: boolean;
 }
 
 export const defaultExclusions = DEFAULT_EXCLUSIONS.join('\n');
@@ -95,15 +96,17 @@ export const transferFields = (
   bytesPerSec: number | null,
   ring: number | null | undefined,
   exclusions: readonly string[],
+  carryRestarts: boolean | undefined,
 ): TransferFields => ({
   compression,
   limited: bytesPerSec !== null,
   ring: ring ? String(ring / 2 ** 20) : 'auto',
   limitMib: bytesPerSec === null ? '50' : String(Math.round((bytesPerSec / 2 ** 20) * 100) / 100),
   exclusions: exclusions.join('\n'),
+  carryRestarts: carryRestarts ?? false,
 });
 
-/** Compression, bandwidth, buffer and exclusions: the settings that can be changed at any time. */
+/** Compression, bandwidth, buffer, exclusions and planned restarts: the settings that can be changed at any time. */
 export function TransferForm(props: {
   fields: TransferFields;
   set: (change: Partial<TransferFields>) => void;
@@ -211,6 +214,15 @@ export function TransferForm(props: {
             Put back the default list
           </Button>
         )}
+      </FormGroup>
+      <FormGroup fieldId="carry-restarts">
+        <Checkbox
+          id="carry-restarts"
+          label="Planned restarts without comparing"
+          description="When the source server is shut down or restarted in an orderly way, what changed is remembered: replication goes on afterwards by sending only that, instead of comparing the disks, which are verified in the background. A crash or a power cut still compares them. The server gets a hook, a small unit and a file of 16 MiB on its root file system for that."
+          isChecked={fields.carryRestarts}
+          onChange={(_event, carryRestarts) => set({ carryRestarts })}
+        />
       </FormGroup>
     </>
   );

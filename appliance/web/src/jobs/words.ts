@@ -213,6 +213,22 @@ export function describeFailover(
   }
 }
 
+/** What a planned restart of the source comes to, by the setting and by what the agent says of its machine. */
+export function describeRestarts(
+  carryRestarts: boolean | undefined,
+  agent: Pick<NonNullable<Job['figures']['agent']>, 'carry'> | null,
+): string {
+  if (!carryRestarts) return 'compared anew';
+  if (!agent) return 'carried over, as soon as the agent is there';
+  // An agent from before the feature never says anything; any other one does so with its next status.
+  const { ready, reason } = agent.carry ?? {
+    ready: false,
+    reason: 'the agent has not said that it can carry them over',
+  };
+  if (ready) return 'carried over';
+  return reason ? `compared anew: ${reason}` : 'compared anew';
+}
+
 /** Schedules to choose from, in minutes; null: none. */
 export const SCHEDULES: readonly (number | null)[] = [null, 15, 60, 240, 1440];
 
