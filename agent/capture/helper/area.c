@@ -105,6 +105,7 @@ const char *area_open(struct area *area, const char *path) {
   if (fstat(file, &st) || !S_ISREG(st.st_mode) || st.st_size < 2 * (off_t)AREA_BLOCK) why = "the save area is no such file";
   char device[300];
   if (!why) {
+    area->dev = major(st.st_dev) << 20 | minor(st.st_dev);
     area->bytes = (uint64_t)st.st_size / AREA_BLOCK * AREA_BLOCK;
     /* btrfs and overlays have numbers of their own, behind which there is no device. */
     if (device_path(major(st.st_dev), minor(st.st_dev), device, sizeof device)) why = "the save area's file system has no block device of its own";

@@ -16,7 +16,8 @@
 enum area_state { AREA_EMPTY = 0, AREA_SAVED = 1, AREA_USED = 2 };
 
 struct area {
-  int fd; /* of the block device, O_DIRECT */
+  int fd;       /* of the block device, O_DIRECT */
+  uint32_t dev; /* as cap_disk has it */
   uint64_t bytes;
   unsigned count;
   struct {

@@ -57,16 +57,41 @@ __attribute__((format(printf, 1, 2))) static void put(const char *format, ...) {
   put_bytes(line, (size_t)n);
 }
 
-/* One that can still be written to would change behind what is saved here. */
-static void need_read_only(void) {
+/* Whether the device lies on a disk that is captured: the disk, a partition of it, or whatever is built of those. */
+static int is_on_protected(u32 maj, u32 min, int depth) {
+  char sys[64], path[400], dev[32];
+  for (u32 i = 0; i < cfg->disk_count; i++)
+    if (cfg->disk[i].dev == (maj << 20 | min)) return 1;
+  snprintf(sys, sizeof sys, "/sys/dev/block/%u:%u", maj, min);
+  if (depth == 8) return 1;
+  if (exists(sys, "partition")) {
+    snprintf(path, sizeof path, "%s/../dev", sys);
+    return read_text(path, dev, sizeof dev) <= 0 || sscanf(dev, "%u:%u", &maj, &min) != 2 || is_on_protected(maj, min, depth + 1);
+  }
+  snprintf(path, sizeof path, "%s/slaves", sys);
+  DIR *dir = opendir(path);
+  int found = 0;
+  for (struct dirent *e; dir && !found && (e = readdir(dir));) {
+    if (e->d_name[0] == '.') continue;
+    snprintf(path, sizeof path, "%s/slaves/%s/dev", sys, e->d_name);
+    found = read_text(path, dev, sizeof dev) <= 0 || sscanf(dev, "%u:%u", &maj, &min) != 2 || is_on_protected(maj, min, depth + 1);
+  }
+  if (dir) closedir(dir);
+  return found;
+}
+
+/* What can still be written to would change behind what is saved here. */
+static void need_read_only(u32 area_dev) {
   FILE *f = fopen("/proc/self/mountinfo", "re");
   if (!f) give_up("/proc/self/mountinfo cannot be read");
   static char line[16384];
   while (fgets(line, sizeof line, f)) {
     char *tail = strstr(line, " - "), type[64], source[4096], options[8192];
+    struct stat st;
     if (!tail || sscanf(tail + 3, "%63s %4095s %8191s", type, source, options) != 3) continue;
-    if (strncmp(source, "/dev/", 5) || strncmp(options, "rw", 2)) continue;
-    give_up("%s is still mounted for writing", source);
+    if (strncmp(source, "/dev/", 5) || strncmp(options, "rw", 2) || stat(source, &st) || !S_ISBLK(st.st_mode)) continue;
+    u32 maj = major(st.st_rdev), min = minor(st.st_rdev);
+    if ((maj << 20 | min) == area_dev || is_on_protected(maj, min, 0)) give_up("%s is still mounted for writing", source);
   }
   fclose(f);
 }
@@ -236,7 +261,6 @@ int cmd_save(int argc, char **argv) {
   /* Not without a capture: most shutdowns of a server that is not protected any more. */
   if (access(pin_dir, F_OK)) return 0;
   if (!strcmp(how, "kexec")) give_up("kexec is not carried over");
-  need_read_only();
   struct area area;
   need(area_open(&area, area_path));
   prepare_loading();
@@ -246,6 +270,7 @@ int cmd_save(int argc, char **argv) {
   const char *why = open_pinned(boot_id);
   if (why) give_up("%s", *why ? why : "nothing is captured");
   map_memory(cfg->ring_bytes);
+  need_read_only(area.dev);
 
   /* Into the dirty map, not the ring, from here on. */
   go_tracking(CAP_R_REQUESTED);
