@@ -18,6 +18,7 @@ import type {
   TrackingReason,
 } from '../../agent/capture/capture.ts';
 import { CaptureRecords, RECORD_BYTES } from '../../agent/capture/wire.ts';
+import type { Carried } from '../../agent/restart/carried.ts';
 import { SourceStream, type SourceStreamOptions } from '../../agent/source-stream.ts';
 import {
   type OpenStreamOptions,
@@ -170,6 +171,28 @@ export class ScriptedKernel {
     this.consumerPos = 4096;
     this.producerPos = 4096;
     for (const blocks of [...this.dirty, ...this.taken]) blocks.clear();
+  }
+
+  /**
+   * A restart of which `understudy-capture save` and `early` have carried over what changed.
+   * @returns what the agent finds, but for the disks that have to be compared
+   */
+  rebootCarried(): Carried {
+    const saved = {
+      captureId: this.captureId,
+      bootId: this.bootId,
+      releasedPos: this.consumerPos,
+    };
+    for (const { record } of this.ring) {
+      this.#markDirty(record.disk, record.offsetBytes, record.lengthBytes);
+    }
+    const dirty = this.dirty.map((blocks, disk) => [...blocks, ...this.taken[disk]!]);
+    this.reboot();
+    this.captureId = randomBytes(8).toString('hex');
+    this.dirty = dirty.map((blocks) => new Set(blocks));
+    this.track('requested');
+    const disks = Object.fromEntries(this.sizes.map((_, index) => [index, null]));
+    return { captureId: this.captureId, saved, disks };
   }
 
   emit(event: CaptureEvent): void {
