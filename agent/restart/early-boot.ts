@@ -42,10 +42,11 @@ ConditionPathExists=${paths.saveArea}
 
 [Service]
 Type=oneshot
-ExecStart=${helperCall('early', paths)}
+# It writes to the kernel's log itself: if systemd were to do that for it, it would have to wait for journald's socket.
+ExecStart=${helperCall('early', paths)} --log /dev/kmsg
 StandardInput=null
 StandardOutput=null
-StandardError=kmsg
+StandardError=null
 # The start of the machine waits for it, but not for long.
 TimeoutStartSec=60
 

@@ -197,6 +197,32 @@ step('the configuration is saved and restored by the scripts, without a mirror',
   await drive.loginAgain(page, { username: 'admin', password: PASSWORD });
 });
 
+step('a planned restart of the source is carried over: a drain, no comparison', async (t) => {
+  const { jobId } = job;
+  await api.call(`/api/jobs/${jobId}`, { method: 'PATCH', body: { carryRestarts: true } });
+  await until('the source to be ready for it', 5 * MINUTE, async () => {
+    const { carry } = (await api.job(jobId)).figures.agent ?? {};
+    return carry?.ready ? carry : undefined;
+  });
+  const before = lab.diary().at(-1)?.n ?? 0;
+  // The connection ends before the answer comes.
+  await lab.ssh(described.source.address, 'sudo systemctl reboot').catch(() => undefined);
+  const reason = 'the source server was restarted';
+  await until('the new epoch', 10 * MINUTE, async () =>
+    (await api.job(jobId)).disks.every(({ mirror }) => mirror?.reason === reason)
+      ? true
+      : undefined,
+  );
+  job = await protectedJob(10 * MINUTE);
+  t.equal(mirrors(job), `drain: ${reason}; drain: ${reason}`, 'nothing had to be compared');
+  for (const { mirror, sizeBytes } of job.disks) {
+    t.ok((mirror?.totalBytes ?? Infinity) < sizeBytes / 4, `${mirror?.totalBytes} of ${sizeBytes}`);
+  }
+  await until('rows of after the restart', 5 * MINUTE, () =>
+    (lab.diary().at(-1)?.n ?? 0) > before + 5 ? true : undefined,
+  );
+});
+
 step('the plug is pulled mid-write, and the page fails it over', async (t) => {
   // Lag is only honest while rows are being written: see some go by first.
   const seen = lab.diary().at(-1)?.n ?? 0;

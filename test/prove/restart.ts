@@ -27,7 +27,9 @@ const BLOCK = 4096;
 const STARTS = 5;
 
 const sh = (script: string, ...args: string[]) =>
-  execFileSync('bash', ['-euo', 'pipefail', '-c', script, 'bash', ...args], { encoding: 'utf8' });
+  execFileSync('bash', ['--norc', '-euo', 'pipefail', '-c', script, 'bash', ...args], {
+    encoding: 'utf8',
+  });
 
 /** What happens between a shutdown and the next start, and what must be said of the two disks then; null: vouched for. */
 interface Between {
@@ -114,7 +116,13 @@ function missed(file: string, before: string, runs: Array<[number, number]>): [n
 async function round(context: RoundContext): Promise<RoundResult> {
   const [suite, layout] = context.case.split(':') as [Suite, LayoutName];
   const dir = fs.mkdtempSync(join(tmpdir(), 'restart-'));
-  context.teardown(() => fs.rmSync(dir, { recursive: true, force: true }));
+  let isKept = true;
+  context.teardown(() => {
+    const console = join(dir, 'console.log');
+    if (isKept && fs.existsSync(console))
+      fs.copyFileSync(console, join(context.keepDir(), 'console.log'));
+    fs.rmSync(dir, { recursive: true, force: true });
+  });
   const disks = await install(suite, layout, dir);
   const wrong: string[] = [];
   const told: string[] = [];
@@ -134,7 +142,7 @@ async function round(context: RoundContext): Promise<RoundResult> {
     else await guest.powerOff();
     running = undefined;
     if (!cut && !savedRuns(disks)) {
-      wrong.push(`nothing was saved: ${guest.console.slice(-1500)}`);
+      wrong.push(`nothing was saved: ${guest.console}`);
     }
   };
   await run(
@@ -196,6 +204,7 @@ async function round(context: RoundContext): Promise<RoundResult> {
     told.push(words.join(', '));
     afterCut = cut;
   }
+  isKept = wrong.length > 0;
   if (wrong.length > 0) {
     const keep = context.keepDir();
     for (const file of [...disks.files, ...copies]) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * early --pin DIR --run DIR --area FILE: called by systemd before anything of the system is writable. Attaches the capture
+ * early --pin DIR --run DIR --area FILE [--log FILE]: called by systemd before anything of the system is writable. Attaches the capture
  * again, in tracking mode, with the blocks that `save` saved as dirty, and writes RUN/carried.json for the agent:
  *   {"captureId":..,"saved":{"captureId":..,"bootId":..,"releasedPos":..},"disks":{"0":null,"1":"why it must be compared"}}
  *   {"reason":"why nothing is carried over"}
@@ -263,15 +263,18 @@ static void vouch(int at) {
 }
 
 int cmd_early(int argc, char **argv) {
-  const char *area_path = NULL;
+  const char *area_path = NULL, *log_path = NULL;
   int i = 1;
   for (; i + 1 < argc; i += 2) {
     if (!strcmp(argv[i], "--pin")) pin_dir = argv[i + 1];
     else if (!strcmp(argv[i], "--run")) run_dir = argv[i + 1];
     else if (!strcmp(argv[i], "--area")) area_path = argv[i + 1];
+    else if (!strcmp(argv[i], "--log")) log_path = argv[i + 1];
     else return 2;
   }
   if (!pin_dir || !run_dir || !area_path || i != argc) return 2;
+  int log = log_path ? open(log_path, O_WRONLY | O_CLOEXEC) : -1;
+  if (log >= 0) dup2(log, 2);
   control_fd = 2;
   if (mkdir(run_dir, 0700) && errno != EEXIST) return 1;
   before_failing = tell_reason;

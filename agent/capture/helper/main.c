@@ -47,7 +47,7 @@ int main(int argc, char **argv) {
           "       understudy-capture freeze MOUNT... --timeout-ms N\n"
           "       understudy-capture files\n"
           "       understudy-capture save --pin DIR --run DIR --area FILE [HOW]\n"
-          "       understudy-capture early --pin DIR --run DIR --area FILE\n"
+          "       understudy-capture early --pin DIR --run DIR --area FILE [--log FILE]\n"
           "       understudy-capture area FILE\n");
   return 2;
 }

@@ -22,7 +22,7 @@ const LIMIT_MS = 300_000;
 const paths = agentPaths();
 
 const sh = (script: string, ...args: string[]): string =>
-  execFileSync('bash', ['-euo', 'pipefail', '-c', script, 'bash', ...args], {
+  execFileSync('bash', ['--norc', '-euo', 'pipefail', '-c', script, 'bash', ...args], {
     cwd: ROOT,
     encoding: 'utf8',
     stdio: ['ignore', 'pipe', 'pipe'],
@@ -181,7 +181,7 @@ export class Running {
   readonly #disks: GuestDisks;
   readonly #qemu: ChildProcess;
   readonly #ended: Promise<void>;
-  #console = '';
+  #answers = '';
   #dead = false;
   #asked = 0;
 
@@ -196,7 +196,17 @@ export class Running {
     const args = [
       ...['-machine', 'q35', '-accel', accel, '-cpu', accel === 'kvm' ? 'host' : 'max'],
       ...['-smp', '1', '-m', '640', '-nodefaults', '-no-user-config', '-display', 'none'],
-      ...['-no-reboot', '-serial', 'stdio', '-kernel', disks.kernel, '-initrd', disks.initrd],
+      ...[
+        '-no-reboot',
+        '-serial',
+        `file:${join(disks.dir, 'console.log')}`,
+        '-serial',
+        'stdio',
+        '-kernel',
+        disks.kernel,
+        '-initrd',
+        disks.initrd,
+      ],
       ...['-append', `root=${disks.rootDevice} ro console=ttyS0 quiet panic=-1 ${kernelOptions}`],
     ];
     this.#qemu = spawn('qemu-system-x86_64', [...args, ...drives], {
@@ -204,12 +214,12 @@ export class Running {
     });
     for (const stream of [this.#qemu.stdout, this.#qemu.stderr]) {
       stream?.on('data', (chunk: Buffer) => {
-        this.#console += chunk.toString();
+        this.#answers += chunk.toString();
       });
     }
     this.#ended = new Promise((resolve) => {
       this.#qemu.once('error', (error) => {
-        this.#console += error.message;
+        this.#answers += error.message;
         resolve();
       });
       this.#qemu.once('exit', () => resolve());
@@ -232,11 +242,12 @@ export class Running {
   }
 
   get console(): string {
-    return this.#console;
+    const log = fs.readFileSync(join(this.#disks.dir, 'console.log'), 'utf8');
+    return `${log.slice(-3000)}\n${this.#answers.slice(-1000)}`;
   }
 
   #said(word: string): string[] {
-    return [...this.#console.matchAll(new RegExp(`^PROOF: ${word}\\b ?(.*?)\\r?$`, 'gm'))].map(
+    return [...this.#answers.matchAll(new RegExp(`^PROOF: ${word}\\b ?(.*?)\\r?$`, 'gm'))].map(
       (match) => match[1] ?? '',
     );
   }
@@ -271,7 +282,7 @@ export class Running {
     while (!condition()) {
       if (this.#dead || Date.now() > end) {
         this.kill();
-        throw new Error(`waited for ${what}:\n${this.#console.slice(-3000)}`);
+        throw new Error(`waited for ${what}:\n${this.console}`);
       }
       await new Promise((resolve) => setTimeout(resolve, 50));
     }
@@ -295,8 +306,7 @@ export class Running {
     const timer = setTimeout(() => this.#qemu.kill('SIGKILL'), LIMIT_MS);
     await this.#ended;
     clearTimeout(timer);
-    if (this.#qemu.signalCode)
-      throw new Error(`it did not power off:\n${this.#console.slice(-3000)}`);
+    if (this.#qemu.signalCode) throw new Error(`it did not power off:\n${this.console}`);
   }
 
   /** The plug is pulled. */

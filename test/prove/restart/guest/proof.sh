@@ -1,7 +1,7 @@
 #!/bin/bash
 # The guest's side of the proof: tells what `early` brought and what lies on the disks, then does what the host writes to
-# the third disk. Its answers go to the serial port.
-say() { echo "PROOF: $*" >/dev/ttyS0; }
+# the third disk. Its answers go to the second serial port.
+say() { echo "PROOF: $*" >/dev/ttyS1; }
 helper=/usr/lib/understudy/understudy-capture
 pins=/sys/fs/bpf/understudy
 run=/run/understudy-agent
