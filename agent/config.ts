@@ -140,6 +140,8 @@ export async function writeDurably(
   const handle = await open(temporary, 'wx', mode);
   try {
     await handle.writeFile(content);
+    // The service's umask lets nobody else see anything.
+    await handle.chmod(mode);
     await handle.sync();
   } finally {
     await handle.close();

@@ -67,6 +67,11 @@ t.test('what a planned restart comes to, never more than the agent says', async 
     [false, carry(true, null), 'compared anew'],
     [true, null, 'carried over, as soon as the agent is there'],
     [true, carry(true, null), 'carried over'],
+    [
+      true,
+      carry(true, '/dev/vdb: vdb1 holds btrfs'),
+      'carried over, but compared anew: /dev/vdb: vdb1 holds btrfs',
+    ],
     [true, carry(false, 'vdb is a member of md'), 'compared anew: vdb is a member of md'],
     [true, carry(false, null), 'compared anew'],
     [true, { carry: null }, 'compared anew: the agent has not said that it can carry them over'],

@@ -225,7 +225,7 @@ export function describeRestarts(
     ready: false,
     reason: 'the agent has not said that it can carry them over',
   };
-  if (ready) return 'carried over';
+  if (ready) return reason ? `carried over, but compared anew: ${reason}` : 'carried over';
   return reason ? `compared anew: ${reason}` : 'compared anew';
 }
 
