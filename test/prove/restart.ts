@@ -24,7 +24,7 @@ import {
 const CASES = SUITES.flatMap((suite) => LAYOUTS.map((layout) => `${suite}:${layout}`));
 const MIB = 1024 * 1024;
 const BLOCK = 4096;
-const STARTS = 5;
+const STARTS = 4;
 
 const sh = (script: string, ...args: string[]) =>
   execFileSync('bash', ['--norc', '-euo', 'pipefail', '-c', script, 'bash', ...args], {
