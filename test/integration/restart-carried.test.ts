@@ -29,10 +29,25 @@ const skip = unable();
 const SIZE_MIB = 320;
 const RING_BYTES = 8 * MIB;
 
-/** What LOOP_CTL_REMOVE does: the next device of that number has written nothing yet, as after a start. */
-function forget(dev: string): void {
-  const remove = `import fcntl; fcntl.ioctl(open('/dev/loop-control'), 0x4C81, ${dev.slice(9)})`;
-  run('python3', '-c', remove);
+const LOOP_CTL_ADD = 0x4c80;
+const LOOP_CTL_REMOVE = 0x4c81;
+let machines = 0;
+
+function control(request: number, device: number): void {
+  const text = `import fcntl; fcntl.ioctl(open('/dev/loop-control'), ${request}, ${device})`;
+  run('python3', '-c', text);
+}
+
+/** A device of our own, made anew: it has written nothing yet, as after a start. */
+function attach(file: string, number: number): string {
+  control(LOOP_CTL_ADD, number);
+  run('losetup', `/dev/loop${number}`, file);
+  return `/dev/loop${number}`;
+}
+
+function detach(dev: string): void {
+  run('losetup', '-d', dev);
+  control(LOOP_CTL_REMOVE, Number(dev.slice(9)));
 }
 
 function copyAll(from: readonly string[], to: readonly string[]): void {
@@ -49,6 +64,7 @@ class Machine {
   area = '';
   replicas: string[] = [];
   #undo: Array<() => void> = [];
+  readonly #number = 1000 + (process.pid % 10_000) * 100 + 10 * machines++;
 
   constructor(t: TestLike) {
     this.lab = new CaptureLab(t, 2048);
@@ -72,9 +88,11 @@ class Machine {
     run('sync', '-f', this.area);
   }
 
-  attach(): void {
-    this.devs = this.files.map((file) => run('losetup', '-f', '--show', file).trim());
-    this.#undo = this.devs.map((dev) => () => void run('losetup', '-d', dev));
+  /** @param shift to give the disks other names than before */
+  attach(shift = 0): void {
+    const count = this.files.length;
+    this.devs = this.files.map((file, at) => attach(file, this.#number + ((at + shift) % count)));
+    this.#undo = this.devs.map((dev) => () => detach(dev));
   }
 
   mount(options = 'rw'): void {
@@ -124,10 +142,7 @@ class Machine {
 
   powerOff(): void {
     this.mounts = [];
-    for (const dev of this.devs) {
-      run('losetup', '-d', dev);
-      forget(dev);
-    }
+    for (const dev of this.devs) detach(dev);
     this.devs = [];
     this.#undo = [];
     // A tmpfs does not outlive the kernel.
@@ -135,8 +150,8 @@ class Machine {
   }
 
   /** The start up to the early unit: the initramfs checks the root and mounts it read-only. */
-  start(): void {
-    this.attach();
+  start(shift = 0): void {
+    this.attach(shift);
     run('fsck', '-a', this.devs[0]!);
     const root = this.lab.mount(this.devs[0]!, '-o', 'ro');
     this.mounts = [root];
@@ -150,10 +165,9 @@ class Machine {
 
   /** Between shutdown and start, by somebody else. */
   elsewhere(disk: number, act: (dev: string) => void): void {
-    const dev = run('losetup', '-f', '--show', this.files[disk]!).trim();
+    const dev = attach(this.files[disk]!, this.#number + 5);
     act(dev);
-    run('losetup', '-d', dev);
-    forget(dev);
+    detach(dev);
   }
 }
 
@@ -313,6 +327,7 @@ t.test('whatever was written in between is noticed', { skip }, async (t) => {
     act();
     machine.start();
     const carried = (await machine.early()) as Carried;
+    t.ok(carried.disks, `${what}: ${JSON.stringify(carried)}`);
     for (const [disk, reason] of reasons.entries()) {
       const told = carried.disks?.[disk];
       if (reason === null) t.equal(told, null, `${what}: disk ${disk}`);
@@ -334,7 +349,30 @@ t.test('whatever was written in between is noticed', { skip }, async (t) => {
   fs.rmSync(machine.lab.pinDir, { recursive: true });
   machine.powerOff();
 
+  // The kernel has given the disks each other's names.
+  for (const [what, act, ...reasons] of [CASES[0]!, CASES[4]!]) {
+    copyAll(images, machine.files);
+    act();
+    machine.start(1);
+    const carried = (await machine.early()) as Carried;
+    t.equal(carried.disks?.[0], null, `renamed, ${what}: disk 0`);
+    if (reasons[1]) t.match(carried.disks?.[1], reasons[1], `renamed, ${what}: disk 1`);
+    else t.equal(carried.disks?.[1], null, `renamed, ${what}: disk 1`);
+    const capture = machine.lab.capture();
+    const opts = { ringBytes: RING_BYTES, pinDir: machine.lab.pinDir };
+    t.ok((await capture.start(machine.disks(), opts)).adopted, 'the right ones are captured');
+    await capture.stop({ unpin: true });
+    run('umount', machine.mounts[0]!);
+    machine.powerOff();
+  }
+
   // What was saved is used once, whatever comes of it.
+  copyAll(images, machine.files);
+  machine.start();
+  await machine.early();
+  run('umount', machine.mounts[0]!);
+  fs.rmSync(machine.lab.pinDir, { recursive: true });
+  machine.powerOff();
   machine.start();
   t.match(await machine.early(), { reason: 'the server was not shut down in an orderly way' });
   t.notOk(fs.existsSync(machine.lab.pinDir), 'nothing is attached');

@@ -159,12 +159,6 @@ static void read_what_was_known(void) {
 
 /* ---- which disk is which ---- */
 
-static int is_taken(const char *path, u32 before) {
-  for (u32 i = 0; i < before; i++)
-    if (!strcmp(disks[i].path, path)) return 1;
-  return 0;
-}
-
 /* Whether every witness of the disk says that it is this one, and that it is as it was left. */
 static char *why_not_this(u32 at, int fd) {
   for (u32 k = 0; k < witness_count; k++) {
@@ -181,50 +175,87 @@ static char *why_not_this(u32 at, int fd) {
   return NULL;
 }
 
-static int open_if_size(const char *path, u64 bytes) {
+static int is_taken(const char *path) {
+  for (u32 i = 0; i < disk_count; i++)
+    if (!strcmp(disks[i].path, path)) return 1;
+  return 0;
+}
+
+/* The device, if it is a whole disk of that size and none of those that were found. */
+static int open_if_fits(const char *path, u64 bytes) {
   char sys[300];
   struct stat st;
-  if (stat(path, &st) || !S_ISBLK(st.st_mode)) return -1;
+  if (is_taken(path) || stat(path, &st) || !S_ISBLK(st.st_mode)) return -1;
   snprintf(sys, sizeof sys, "/sys/dev/block/%u:%u", major(st.st_rdev), minor(st.st_rdev));
   if (exists(sys, "partition") || read_number(sys, "size", 0) * 512 != bytes) return -1;
   return open(path, O_RDONLY | O_DIRECT | O_CLOEXEC);
 }
 
-/* Kernels number disks as they find them: the name of before is tried first, then any disk of that size. */
-static void find_disk(u32 at) {
-  char *first_reason = NULL;
-  int fd = is_taken(saved_path[at], at) ? -1 : open_if_size(saved_path[at], disks[at].bytes);
-  int first = fd;
-  if (fd >= 0) {
-    first_reason = why_not_this(at, fd);
-    snprintf(disks[at].path, sizeof disks[at].path, "%s", saved_path[at]);
-    disk_fds[at] = fd;
-    if (!first_reason) return;
-  }
+static void take(u32 at, const char *path, int fd) {
+  snprintf(disks[at].path, sizeof disks[at].path, "%s", path);
+  disk_fds[at] = fd;
+}
+
+/* Calls `look` for each disk of the size that is not taken, until it says that it is found. */
+static void each_of_size(u32 at, int (*look)(u32 at, const char *path, int fd)) {
   DIR *dir = opendir("/sys/block");
-  for (struct dirent *e; dir && (e = readdir(dir));) {
+  int found = 0;
+  for (struct dirent *e; dir && !found && (e = readdir(dir));) {
     char path[300];
     if (e->d_name[0] == '.') continue;
     snprintf(path, sizeof path, "/dev/%s", e->d_name);
     for (char *s = path + 5; *s; s++)
       if (*s == '!') *s = '/';
-    if (!strcmp(path, saved_path[at]) || is_taken(path, at)) continue;
-    fd = open_if_size(path, disks[at].bytes);
+    int fd = open_if_fits(path, disks[at].bytes);
     if (fd < 0) continue;
-    char *why = why_not_this(at, fd);
-    if (why) {
-      free(why);
-      close(fd);
-      continue;
-    }
-    snprintf(disks[at].path, sizeof disks[at].path, "%s", path);
-    disk_fds[at] = fd;
-    closedir(dir);
-    return;
+    found = look(at, path, fd);
+    if (!found) close(fd);
   }
   if (dir) closedir(dir);
-  if (first < 0) give_up("disk %s is not there yet, or has another size", saved_path[at]);
-  refuse((int)at, "%s", first_reason);
+}
+
+static int take_if_this(u32 at, const char *path, int fd) {
+  char *why = why_not_this(at, fd);
+  if (!why) take(at, path, fd);
+  free(why);
+  return !why;
+}
+
+static char only_path[300];
+static int only_count;
+static int note_only(u32 at, const char *path, int fd) {
+  (void)at, (void)fd;
+  snprintf(only_path, sizeof only_path, "%s", path);
+  only_count++;
+  return 0;
+}
+
+/*
+ * Kernels number disks as they find them. Those that their witnesses recognise come first, at the name of before if they
+ * are there. One that was changed is the disk of that name, or the only one of that size that is left: it is compared, but
+ * the capture has to have it.
+ */
+static void find_disks(void) {
+  for (u32 at = 0; at < disk_count; at++) {
+    int fd = open_if_fits(saved_path[at], disks[at].bytes);
+    if (fd >= 0 && !take_if_this(at, saved_path[at], fd)) close(fd);
+  }
+  for (u32 at = 0; at < disk_count; at++)
+    if (!*disks[at].path) each_of_size(at, take_if_this);
+  for (u32 at = 0; at < disk_count; at++) {
+    if (*disks[at].path) continue;
+    int fd = open_if_fits(saved_path[at], disks[at].bytes);
+    const char *path = saved_path[at];
+    if (fd < 0) {
+      only_count = 0;
+      each_of_size(at, note_only);
+      path = only_path;
+      if (only_count == 1) fd = open_if_fits(path, disks[at].bytes);
+    }
+    if (fd < 0) give_up("disk %s is not there yet, or has another size", saved_path[at]);
+    take(at, path, fd);
+    refuse((int)at, "%s", why_not_this(at, fd));
+  }
 }
 
 /* Sectors that were written to a disk since the kernel found it; discards count as too many. */
@@ -289,7 +320,7 @@ int cmd_early(int argc, char **argv) {
   rest = text;
   rest_end = text + len;
   read_what_to_attach();
-  for (u32 k = 0; k < disk_count; k++) find_disk(k);
+  find_disks();
   char boot_id[64] = "";
   read_text("/proc/sys/kernel/random/boot_id", boot_id, sizeof boot_id);
   prepare_loading();
