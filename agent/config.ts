@@ -28,6 +28,8 @@ export interface AgentPaths {
 
 export const UNIT_NAME = 'understudy-agent.service';
 export const EARLY_UNIT_NAME = 'understudy-early.service';
+/** Beside the unit: what makes systemd start it. */
+export const EARLY_WANTS = `sysinit.target.wants/${EARLY_UNIT_NAME}`;
 
 /** The product's paths; `root` is for tests. */
 export const agentPaths = (root = ''): AgentPaths => ({
@@ -54,7 +56,7 @@ export const traces = (paths: AgentPaths): string[] => [
   `${paths.shutdownHook}.new`,
   paths.earlyUnitFile,
   `${paths.earlyUnitFile}.new`,
-  `${dirname(paths.earlyUnitFile)}/sysinit.target.wants/${EARLY_UNIT_NAME}`,
+  `${dirname(paths.earlyUnitFile)}/${EARLY_WANTS}`,
   paths.stateDir,
   paths.runDir,
   // The links go with their pins: the programs come off the disks.

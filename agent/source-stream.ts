@@ -19,6 +19,7 @@ import type {
   CaptureEvent,
   CaptureStart,
   CaptureStatus,
+  Extent,
 } from './capture/capture.ts';
 import { ringBytesFor, windowBytesFor } from './capture/ring-size.ts';
 import type { HashQuery } from './mirror/compare.ts';
@@ -71,6 +72,8 @@ export interface SourceStreamOptions {
   runDir: string;
   /** What of a disk a mirror need not read, by maps that may be trusted. */
   unneeded?(devicePath: string, sizeBytes: number, exclusions: string[]): Promise<Unneeded>;
+  /** `major:minor` of the disk or of its partition that begins there; null: there is none. */
+  deviceAt?(devicePath: string, sizeBytes: number, offsetBytes: number): Promise<string | null>;
   /** Whether files that were left out are still where nobody misses their content. */
   checkExcluded?(files: ExcludedFile[], exclusions: string[]): Promise<Verdict[]>;
   /** Sorted spans of a disk that are active swap, without the header pages. */
@@ -80,7 +83,7 @@ export interface SourceStreamOptions {
   /** Brings the applications to rest around a mark; agent/quiesce/quiesce.ts. Without it points are crash-consistent. */
   quiesce?(request: QuiesceRequest): Promise<HookReport[]>;
   /** Keeps the machine ready for planned restarts that are carried over; agent/restart/early-boot.ts. */
-  earlyBoot?: Pick<EarlyBoot, 'follow' | 'state' | 'settle'>;
+  earlyBoot?: Pick<EarlyBoot, 'follow' | 'state' | 'settle' | 'idle'>;
   log?(level: 'info' | 'warning' | 'error', text: string): void;
   consumerTimeoutMs?: number;
   windowBytes?: number;
@@ -215,6 +218,7 @@ export class SourceStream {
     const settled = options.unpin ? undefined : this.#options.earlyBoot?.settle();
     await this.#inOrder(() => this.#end(options.unpin));
     await settled;
+    await this.#options.earlyBoot?.idle();
   }
 
   /** Configure, and again after a while if it fails: the helper of before may still be ending, say. */
@@ -416,6 +420,8 @@ class Session {
       const carried = await readCarried(carriedPath(options));
       const session = new Session(options, job, capture, start, ackNote, remembered, carried, died);
       session.#framing.setWallClock(status);
+      // Also before the appliance is there: a shutdown may come first.
+      options.earlyBoot?.follow(job.carryRestarts ?? false, job.disks);
       unlisten();
       capture.onEvent((event) => session.#onEvent(event));
       for (const event of early) session.#onEvent(event);
@@ -475,8 +481,11 @@ class Session {
       const carried = this.#carried;
       let { reason } = decision;
       let carries = false;
-      if (carried && 'reason' in carried) reason = `${reason} (${carried.reason})`.slice(0, 1000);
-      else if (carried && !this.#consumer) {
+      if (carried && 'reason' in carried) {
+        // Of another need it says nothing.
+        const isRestart = job.binding !== null && job.binding.bootId !== this.#start.bootId;
+        if (isRestart) reason = `${reason} (${carried.reason})`.slice(0, 1000);
+      } else if (carried && !this.#consumer) {
         carries = mayCarry(carried, this.#start.captureId, remote, this.#remembered);
       }
       this.#log('warning', `a new stream epoch is needed: ${reason}`);
@@ -485,12 +494,13 @@ class Session {
         jobId: job.jobId,
         streamEpoch: job.streamEpoch,
         reason,
-        ...(carries && { carried: true }),
+        ...(carries && { carried: this.#start.captureId }),
       });
       return;
     }
     if (!this.#consumer) {
       await this.#followSwap();
+      if (this.#carried && 'captureId' in this.#carried) await this.#renameExclusions();
       await this.#followExclusions();
     }
     if (decision.kind !== 'window') {
@@ -550,17 +560,17 @@ class Session {
     const start = { type: 'epochStart' as const, captureId, bootId, reason: job.epochReason };
     const carried = this.#carried;
     this.#carried = null;
-    if (!job.carried || !carried || 'reason' in carried || carried.captureId !== captureId) {
-      this.#framing.mark(start);
+    const forget = () => void dropCarried(carriedPath(this.#options));
+    const isOurs = job.carried === captureId;
+    if (!isOurs || !carried || 'reason' in carried || carried.captureId !== captureId) {
+      this.#framing.mark(start, forget);
       return;
     }
     const compare = compareAfter(carried, job.disks, job.orderLost?.compare ?? []);
     for (const [disk, reason] of Object.entries(carried.disks)) {
       if (reason) this.#log('warning', `disk ${disk} is compared: ${reason}`);
     }
-    this.#framing.mark({ ...start, carried: { compare } }, () => {
-      void dropCarried(carriedPath(this.#options));
-    });
+    this.#framing.mark({ ...start, carried: { compare } }, forget);
     this.#loseOrder(job.epochReason, compare);
   }
 
@@ -869,20 +879,35 @@ class Session {
   #excludedCheckedMs = Number.NEGATIVE_INFINITY;
 
   /** What left its excluded place is read, as what stopped to be swap is: it was never sent. */
+  /** What was noted before a restart names devices by numbers that may be those of others now. */
+  async #renameExclusions(): Promise<void> {
+    const { deviceAt } = this.#options;
+    await this.#exclusions.rename(
+      async (index, offsetBytes) => {
+        const disk = this.#job.disks.find((one) => one.index === index);
+        if (!disk || !deviceAt) return null;
+        return deviceAt(disk.devicePath, disk.sizeBytes, offsetBytes);
+      },
+      (index, extents) => this.#markExcludedDirty(index, extents),
+    );
+  }
+
+  async #markExcludedDirty(index: number, extents: Extent[]): Promise<void> {
+    // A disk that is no longer the job's has no dirty map.
+    const disk = this.#job.disks.find((one) => one.index === index);
+    const within = extents.filter(
+      ({ offsetBytes, lengthBytes }) => offsetBytes + lengthBytes <= (disk?.sizeBytes ?? 0),
+    );
+    if (within.length > 0) await this.#capture.markDirty(index, within);
+  }
+
   async #followExclusions(): Promise<void> {
     const { checkExcluded } = this.#options;
     if (!checkExcluded) return;
     this.#excludedCheckedMs = performance.now();
     const marked = await this.#exclusions.follow(
       (files) => checkExcluded(files, this.#job.exclusions ?? []),
-      async (index, extents) => {
-        // A disk that is no longer the job's has no dirty map.
-        const disk = this.#job.disks.find((one) => one.index === index);
-        const within = extents.filter(
-          ({ offsetBytes, lengthBytes }) => offsetBytes + lengthBytes <= (disk?.sizeBytes ?? 0),
-        );
-        if (within.length > 0) await this.#capture.markDirty(index, within);
-      },
+      (index, extents) => this.#markExcludedDirty(index, extents),
     );
     if (marked.size === 0) return;
     this.#log('info', `files left an excluded place on disks ${[...marked].join(', ')}`);
@@ -1163,6 +1188,8 @@ class Session {
     const isDirty = status.dirtyBytes.some((bytes) => bytes > 0);
     if (isDirty && !this.#rereading && !this.#rereadRetry) this.#reread();
     await this.#followSwap();
+    // A job that was ended meanwhile has had everything taken off.
+    if (this.#signal.aborted) return;
     this.#options.earlyBoot?.follow(this.#job.carryRestarts ?? false, this.#job.disks);
     const now = performance.now();
     if (now - this.#excludedCheckedMs >= EXCLUDED_CHECK_MS) {

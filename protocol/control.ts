@@ -140,14 +140,14 @@ export const InventoryReply = message('inventory', {
 export const JobReady = message('jobReady', { jobId: Id, streamEpoch: Seq, nextSeq: Seq });
 /**
  * The stream cannot be continued: the appliance begins a new epoch, for this reason. `carried`: what changed since the
- * last epoch's end is known (docs/early-boot.md), so that disks that were whole need a drain only; otherwise all of them
- * need a difference mirror.
+ * last epoch's end is known to this capture (docs/early-boot.md), so that disks that were whole need a drain only;
+ * otherwise all of them need a difference mirror.
  */
 export const NeedEpoch = message('needEpoch', {
   jobId: Id,
   streamEpoch: Seq,
   reason: Text,
-  carried: Type.Optional(Type.Boolean()),
+  carried: Type.Optional(Id),
 });
 export const JobFailed = message('jobFailed', { jobId: Id, error: ErrorMessage });
 export const Status = message('status', {
@@ -272,8 +272,11 @@ export const ConfigureJob = message('configureJob', {
   streamEpoch: Seq,
   /** Why this epoch began; the agent puts it into the epoch's first mark. */
   epochReason: Text,
-  /** The epoch was begun for a `needEpoch` that said so: the agent may put it into the epoch's first mark. */
-  carried: Type.Optional(Type.Boolean()),
+  /**
+   * The epoch was begun for a `needEpoch` of this capture that said so: it may put it into the epoch's first mark. Another
+   * capture, of a later restart, knows nothing of what that one knew.
+   */
+  carried: Type.Optional(Id),
   disks: Type.Array(WireDisk, { minItems: 1, maxItems: 64 }),
   compression: CompressionName,
   bandwidthLimitBytesPerSec: BandwidthLimit,

@@ -77,6 +77,26 @@ export class Exclusions {
     });
   }
 
+  /**
+   * After a restart of the machine, over which the note was carried: the file systems' devices have the numbers of now.
+   * What lies on one that is not found is marked dirty before it leaves the note.
+   */
+  rename(
+    deviceAt: (disk: number, offsetBytes: number) => Promise<string | null>,
+    markDirty: (disk: number, extents: Extent[]) => Promise<void>,
+  ): Promise<void> {
+    return this.#inTurn(async () => {
+      const noted = await this.#read();
+      const next: Noted = [];
+      for (const { disk, file } of noted) {
+        const dev = await deviceAt(disk, file.deviceOffsetBytes);
+        if (dev !== null) next.push({ disk, file: { ...file, dev } });
+        else await markDirty(disk, joinSpans(file.spans, BLOCK_BYTES));
+      }
+      if (JSON.stringify(next) !== JSON.stringify(noted)) await this.#write(next);
+    });
+  }
+
   /** Per disk: how much of it is not on the replica for being excluded. */
   totals(): Array<{ disk: number; files: number; bytes: number }> {
     const totals = new Map<number, { disk: number; files: number; bytes: number }>();

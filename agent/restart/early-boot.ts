@@ -3,11 +3,11 @@
  * saves, a unit that attaches early, and the file between them.
  */
 import { access, constants, mkdir, open, readFile, rename, rm, stat } from 'node:fs/promises';
-import { dirname } from 'node:path';
+import { dirname, join } from 'node:path';
 import { execa } from 'execa';
 import type { FileMap } from '../capture/file-map.ts';
 import { helperPath } from '../capture/helper.ts';
-import { type AgentPaths, EARLY_UNIT_NAME, writeDurably } from '../config.ts';
+import { type AgentPaths, EARLY_UNIT_NAME, EARLY_WANTS, writeDurably } from '../config.ts';
 import type { Log } from '../service/log.ts';
 import type { Systemctl } from '../service/uninstall.ts';
 import { lookAtDisks } from './look.ts';
@@ -42,6 +42,8 @@ ConditionPathExists=${paths.saveArea}
 
 [Service]
 Type=oneshot
+# Once in the life of a kernel.
+RemainAfterExit=yes
 # It writes to the kernel's log itself: if systemd were to do that for it, it would have to wait for journald's socket.
 ExecStart=${helperCall('early', paths)} --log /dev/kmsg
 StandardInput=null
@@ -102,6 +104,11 @@ export class EarlyBoot {
     await this.#last;
   }
 
+  /** Nothing that was begun is under way any more. */
+  idle(): Promise<void> {
+    return this.#last;
+  }
+
   #inTurn(act: () => Promise<unknown>): void {
     this.#last = this.#last.then(act).then(
       () => undefined,
@@ -112,23 +119,38 @@ export class EarlyBoot {
   }
 
   async #prepare(): Promise<void> {
+    const list = `${this.#paths.runDir}/witnesses`;
     try {
       await this.#install();
       const witnesses = witnessesOf(await lookAtDisks(this.#disks, this.#openFileMap));
       await mkdir(this.#paths.runDir, { recursive: true, mode: 0o700 });
-      await writeDurably(`${this.#paths.runDir}/witnesses`, witnessLines(witnesses));
-      const refused = new Map<number, string>();
-      for (const witness of witnesses) {
-        if (witness.kind === 'refuse') refused.set(witness.disk, witness.reason);
-      }
+      await writeDurably(list, witnessLines(witnesses));
+      const refused = await this.#refused();
       const reasons = [...refused].map(([disk, reason]) => `${this.#nameOf(disk)}: ${reason}`);
       this.#set({
         ready: refused.size < this.#disks.length,
         reason: reasons.length > 0 ? reasons.join('; ').slice(0, 1000) : null,
       });
     } catch (error) {
+      // One of before would be believed at the shutdown.
+      await rm(list, { force: true });
       this.#set({ ready: false, reason: (error as Error).message.slice(0, 1000) });
     }
+  }
+
+  /** By disk, what the helper says of the list: which of them no shutdown will save. */
+  async #refused(): Promise<Map<number, string>> {
+    const disks = this.#disks.flatMap(({ index, devicePath }) => [
+      '--disk',
+      `${index}:${devicePath}`,
+    ]);
+    const args = ['witnesses', '--run', this.#paths.runDir, ...disks];
+    const { stdout } = await execa(helperPath({}), args, { stdin: 'ignore', timeout: 60_000 });
+    const refused = new Map<number, string>();
+    for (const [, disk, reason] of stdout.matchAll(/^(\d+) (.+)$/gm)) {
+      if (!refused.has(Number(disk))) refused.set(Number(disk), reason!);
+    }
+    return refused;
   }
 
   #nameOf(disk: number): string {
@@ -153,7 +175,8 @@ export class EarlyBoot {
     await this.#makeArea();
     const unit = await put(earlyUnitFile, earlyUnitText(this.#paths), 0o644);
     const hook = await put(shutdownHook, hookText(this.#paths), 0o755);
-    if (!unit && !hook) return;
+    const isEnabled = await exists(join(dirname(earlyUnitFile), EARLY_WANTS));
+    if (!unit && !hook && isEnabled) return;
     await this.#run('daemon-reload');
     const { ok, text } = await this.#run('enable', EARLY_UNIT_NAME);
     if (!ok) throw new Error(`${EARLY_UNIT_NAME} cannot be enabled: ${text.trim()}`);

@@ -49,20 +49,30 @@ async function partitionStarts(disk: BlockNode): Promise<Map<string, number>> {
   return starts;
 }
 
+/** @throws if they may be where they cannot be looked at */
 async function bootFiles(openFileMap: () => FileMap): Promise<Layout['bootFiles']> {
+  const fstab = await readFile('/etc/fstab', 'utf8').catch(() => '');
   const mounts = parseMounts(await readFile('/proc/self/mountinfo', 'utf8'));
   const pieces: Array<Layout['bootFiles'][number]> = [];
   const files = openFileMap();
   try {
-    for (const path of BOOT_FILES) {
+    for (const point of ['/boot', '/boot/grub', '/boot/grub2']) {
+      const isMounted = mounts.some(({ mountPoint }) => mountPoint === point);
+      if (!isMounted && new RegExp(`^\\s*[^#\\s]+\\s+${point}/?\\s`, 'm').test(fstab))
+        throw new Error(`${point} is not mounted: the boot loader may write to it`);
+    }
+    for (const name of BOOT_FILES) {
+      const path = await realpath(name).catch(() => null);
+      if (path === null) continue;
       const [mount] = mounts
         .filter(({ mountPoint: at }) => at === '/' || path.startsWith(`${at}/`))
         .sort((a, b) => b.mountPoint.length - a.mountPoint.length);
       if (!mount) continue;
       const inMount = path.slice(mount.mountPoint === '/' ? 1 : mount.mountPoint.length + 1);
       const file = await files.map(mount.mountPoint, inMount);
-      for (const { physicalBytes, lengthBytes } of file?.extents ?? []) {
-        pieces.push({ majMin: file!.dev, offsetBytes: physicalBytes, lengthBytes });
+      if (!file) throw new Error(`where ${path} lies cannot be told`);
+      for (const { physicalBytes, lengthBytes } of file.extents) {
+        pieces.push({ majMin: file.dev, offsetBytes: physicalBytes, lengthBytes });
       }
     }
   } finally {

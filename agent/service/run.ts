@@ -482,8 +482,25 @@ export class AgentService {
   async #forStream(message: ControlMessage): Promise<void> {
     // Durable before it is acted on: after a crash right now the capture must find its job again.
     if (message.type === 'configureJob') await this.#state.putJob(message);
+    if (message.type === 'tuneJob') await this.#keepTuned(message);
     await this.#stream?.control(message);
     if (message.type === 'stopJob') await this.#state.dropJob();
+  }
+
+  /** So that the next start of the agent has the settings of now before the appliance is there. */
+  async #keepTuned(tuned: ControlOf<'tuneJob'>): Promise<void> {
+    const job = await this.#state.job().catch(() => null);
+    if (job?.jobId !== tuned.jobId) return;
+    const { compression, bandwidthLimitBytesPerSec } = tuned;
+    const exclusions = tuned.exclusions ?? job.exclusions;
+    const carryRestarts = tuned.carryRestarts ?? job.carryRestarts;
+    await this.#state.putJob({
+      ...job,
+      compression,
+      bandwidthLimitBytesPerSec,
+      exclusions,
+      carryRestarts,
+    });
   }
 
   #answerInventory(link: Link, requestId: string): void {

@@ -3,7 +3,13 @@
 import { createCapture, freeze, openBlockReader } from '../capture/capture.ts';
 import { openFileMap } from '../capture/file-map.ts';
 import type { AgentPaths } from '../config.ts';
-import { activeSwap, checkNow, findUnneeded, type UnneededEdges } from '../mirror/unneeded.ts';
+import {
+  activeSwap,
+  checkNow,
+  findUnneeded,
+  partsOf,
+  type UnneededEdges,
+} from '../mirror/unneeded.ts';
 import type { OwedPosts } from '../quiesce/owed.ts';
 import { EarlyBoot } from '../restart/early-boot.ts';
 import { SourceStream } from '../source-stream.ts';
@@ -44,6 +50,10 @@ export function createStream(
     earlyBoot: new EarlyBoot(paths, systemctl, edges.openFileMap, log),
     unneeded: (devicePath, sizeBytes, exclusions) =>
       findUnneeded(devicePath, sizeBytes, exclusions, edges),
+    deviceAt: async (devicePath, sizeBytes, offsetBytes) => {
+      const parts = await partsOf(devicePath, sizeBytes);
+      return parts.find((part) => part.offsetBytes === offsetBytes)?.dev ?? null;
+    },
     checkExcluded: (files, exclusions) => checkNow(files, exclusions, edges),
     log,
   });

@@ -2,7 +2,7 @@
 import { access, rm, rmdir } from 'node:fs/promises';
 import { execa } from 'execa';
 import { undError } from '../../protocol/errors.ts';
-import { type AgentPaths, agentPaths, traces, UNIT_NAME } from '../config.ts';
+import { type AgentPaths, agentPaths, EARLY_UNIT_NAME, traces, UNIT_NAME } from '../config.ts';
 import { OwedPosts } from '../quiesce/owed.ts';
 import { createIsolator } from './isolation.ts';
 import { log } from './log.ts';
@@ -50,7 +50,7 @@ export async function removeTraces(
     if (await exists(path)) left.push(path);
   }
   await run('daemon-reload');
-  await run('reset-failed', UNIT_NAME);
+  await run('reset-failed', UNIT_NAME, EARLY_UNIT_NAME);
   return left;
 }
 

@@ -303,7 +303,7 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
    * The epoch that was begun because its agent knows what changed since the one before. Not persisted: an appliance that
    * dies before the epoch's first frame is durable compares, as for any other reason.
    */
-  #carriedEpoch: number | null = null;
+  #carried: { epoch: number; captureId: string } | null = null;
   #lastRun = new Map<number, number>();
   /** By disk: the newest start of a mirror run or a verification, applied before its hashes are taken. */
   #runStarts = new Map<number, RunStart>();
@@ -883,7 +883,8 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
           journalId: this.#journal.journalId,
           streamEpoch: this.#journal.epoch,
           epochReason: this.#epochReason,
-          carried: this.#carriedEpoch === this.#journal.epoch,
+          carried:
+            this.#carried?.epoch === this.#journal.epoch ? this.#carried.captureId : undefined,
           disks: this.#disks.map(({ diskId, index, devicePath, sizeBytes }) => ({
             diskId,
             index,
@@ -926,8 +927,8 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
         // What changed is known since the newest epoch's end: of one that has not begun, everything is asked for.
         const hasBegun = this.#durable.epoch === this.#journal.epoch;
         await this.#journal.beginEpoch();
-        if (message.carried && hasBegun) {
-          this.#carriedEpoch = this.#journal.epoch;
+        if (message.carried !== undefined && hasBegun) {
+          this.#carried = { epoch: this.#journal.epoch, captureId: message.carried };
           // Points go on as soon as the drain is done; that nothing was missed is looked at behind them.
           await this.verifyDisks();
         }

@@ -300,6 +300,12 @@ t.test('whatever was written in between is noticed', { skip }, async (t) => {
         null,
       ],
       [
+        'XFS was repaired',
+        () => machine.elsewhere(1, (dev) => void run('xfs_repair', dev)),
+        null,
+        /data: its file system was repaired/,
+      ],
+      [
         'a place that must not change',
         () =>
           run(
@@ -366,10 +372,31 @@ t.test('whatever was written in between is noticed', { skip }, async (t) => {
     machine.powerOff();
   }
 
+  // A start without the early unit, as into a rescue shell: what was saved is not of the next one any more.
+  copyAll(images, machine.files);
+  machine.start();
+  t.equal(machine.call('save', 'reboot'), '', 'nothing is captured, and nothing saved');
+  run('umount', machine.mounts[0]!);
+  machine.powerOff();
+  machine.start();
+  t.match(await machine.early(), { reason: /not shut down in an orderly way/ });
+  run('umount', machine.mounts[0]!);
+  machine.powerOff();
+  // Nor when the agent has come up without it.
+  copyAll(images, machine.files);
+  machine.start();
+  run(helperPath({}), 'area', machine.area);
+  t.match(await machine.early(), { reason: /not shut down in an orderly way/ });
+  run('umount', machine.mounts[0]!);
+  machine.powerOff();
+
   // What was saved is used once, whatever comes of it.
   copyAll(images, machine.files);
   machine.start();
-  await machine.early();
+  const first = await machine.early();
+  t.match(first, { disks: { 0: null, 1: null } });
+  t.same(await machine.early(), first, 'called again by hand it changes nothing');
+  t.ok(fs.existsSync(machine.lab.pinDir), 'and the capture goes on');
   run('umount', machine.mounts[0]!);
   fs.rmSync(machine.lab.pinDir, { recursive: true });
   machine.powerOff();
@@ -414,12 +441,22 @@ t.test('what cannot be saved is not saved', { skip }, async (t) => {
   );
   run('mount', '-o', 'remount,ro', machine.mounts[0]!);
   t.match(refused('kexec'), /kexec is not carried over/);
-  fs.rmSync(join(machine.runDir, 'witnesses'));
+  const list = join(machine.runDir, 'witnesses');
+  fs.renameSync(list, `${list}.kept`);
   t.match(refused('reboot'), /was not looked at/);
+  fs.renameSync(`${list}.kept`, list);
   t.ok(fs.existsSync(machine.lab.pinDir), 'the capture goes on');
-  // Without a capture there is nothing to be said.
-  fs.rmSync(machine.lab.pinDir, { recursive: true });
-  t.equal(machine.call('save', 'reboot'), '');
+  // A partition that was made behind the last look at the disks.
+  run('addpart', machine.devs[1]!, '1', '2048', '2048');
+  t.match(machine.call('save', 'reboot'), /is carried over/);
+  run('delpart', machine.devs[1]!, '1');
   run('umount', machine.mounts[0]!);
+  machine.powerOff();
+  machine.start();
+  t.match((await machine.early()) as Carried, {
+    disks: { 0: null, 1: /partitioned since it was looked at/ },
+  });
+  run('umount', machine.mounts[0]!);
+  fs.rmSync(machine.lab.pinDir, { recursive: true });
   machine.powerOff();
 });

@@ -155,6 +155,28 @@ t.test('what was saved is not believed when it does not fit the journal', async 
   await differs('set back', /acknowledged/, 7);
 });
 
+t.test('what one restart was granted is not another’s', async (t) => {
+  const lab = await new StreamLab(t, [16 * MIB, 16 * MIB]).start();
+  lab.startAgent();
+  await until('the first mirror', () => lab.stream.state().phase.name === 'protected');
+  await lab.settled();
+  // Granted, but no frame of the epoch becomes durable.
+  await lab.stream.stopIntake('paused');
+  await restart(lab, (carried) => {
+    carried.disks['1'] = 'it was mounted in between';
+  });
+  await lab.kernel.files[1]!.write(Buffer.alloc(4096, 'g'), 0, 4096, 9 * MIB);
+  lab.startAgent();
+  await until('the epoch to be granted', () => lab.agent!.configuredEpoch === 2);
+  // The next restart vouches for all that it knows of: what was written since the one before.
+  await restart(lab);
+  lab.startAgent();
+  lab.stream.startIntake();
+  await until('its first frame', () => !lab.stream.state().consistent);
+  await whole(t, lab);
+  t.same(kinds(lab), ['difference', 'difference']);
+});
+
 t.test('an appliance that was told to begin anew compares all the same', async (t) => {
   const lab = await new StreamLab(t, [16 * MIB, 16 * MIB]).start();
   await mkdir(join(lab.dir, 'run'), { recursive: true });

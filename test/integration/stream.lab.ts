@@ -586,6 +586,8 @@ export class PlainAgent {
   #ended = false;
   readonly #port: number;
   readonly logs: string[] = [];
+  /** The epoch that the appliance has named last. */
+  configuredEpoch = 0;
 
   constructor(port: number, options: Omit<SourceStreamOptions, 'log'>) {
     this.#port = port;
@@ -609,6 +611,7 @@ export class PlainAgent {
       control: async (message) => {
         if (message.type === 'welcome') this.stream.connected(link);
         else await this.stream.control(message);
+        if (message.type === 'configureJob') this.configuredEpoch = message.streamEpoch;
       },
     });
     link.send({

@@ -1,7 +1,10 @@
 /** What tells, after a restart, that a disk was left alone; and when what was saved may be believed. */
+import { join } from 'node:path';
 import t from 'tap';
+import type { Extent } from '../../agent/capture/capture.ts';
 import { agentPaths } from '../../agent/config.ts';
 import type { BlockNode } from '../../agent/inventory/lsblk.ts';
+import { Exclusions } from '../../agent/mirror/exclusions.ts';
 import { type Carried, compareAfter, mayCarry } from '../../agent/restart/carried.ts';
 import { earlyUnitText, hookText } from '../../agent/restart/early-boot.ts';
 import {

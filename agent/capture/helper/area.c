@@ -171,6 +171,14 @@ const char *area_set_head(const struct area *area, enum area_state state, const 
   return why ? why : area_flush(area);
 }
 
+const char *area_forget(const struct area *area) {
+  char block[AREA_BLOCK];
+  const char *why = area_read(area, 0, block, sizeof block);
+  const struct head *head = (const struct head *)block;
+  if (why || head->magic != AREA_MAGIC || head->state != AREA_SAVED) return why;
+  return area_set_head(area, AREA_EMPTY, "", 0);
+}
+
 const char *area_load(const struct area *area, char **text, uint64_t *len) {
   char block[AREA_BLOCK];
   const char *why = area_read(area, 0, block, sizeof block);
@@ -192,13 +200,15 @@ const char *area_load(const struct area *area, char **text, uint64_t *len) {
   return why;
 }
 
-/* area FILE: whether the file can be one; 1 and why not on stderr. */
+/*
+ * area FILE: whether the file can be one; 1 and why not on stderr. Called by a running system: what was saved for its start
+ * has been used, or never will be.
+ */
 int cmd_area(int argc, char **argv) {
   struct area area;
-  char block[AREA_BLOCK];
   if (argc != 2) return 2;
   const char *why = area_open(&area, argv[1]);
-  if (!why) why = area_read(&area, 0, block, sizeof block);
+  if (!why) why = area_forget(&area);
   if (why) fprintf(stderr, "%s\n", why);
   return why != NULL;
 }

@@ -31,6 +31,8 @@ const char *area_write(const struct area *area, uint64_t offset, const void *dat
 const char *area_read(const struct area *area, uint64_t offset, void *data, uint64_t len);
 const char *area_flush(const struct area *area);
 const char *area_set_head(const struct area *area, enum area_state state, const char *text, uint64_t len);
+/* If something is saved there, it is not any more: it is not of the shutdown that comes next. */
+const char *area_forget(const struct area *area);
 /* The text that was saved, to be freed; only if nothing has used it yet. */
 const char *area_load(const struct area *area, char **text, uint64_t *len);
 

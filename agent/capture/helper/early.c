@@ -159,20 +159,16 @@ static void read_what_was_known(void) {
 
 /* ---- which disk is which ---- */
 
-/* Whether every witness of the disk says that it is this one, and that it is as it was left. */
-static char *why_not_this(u32 at, int fd) {
+/* Whether the disk is this one: something on it says so, and nothing says otherwise. */
+static int is_this(u32 at, int fd) {
+  int known = 0;
   for (u32 k = 0; k < witness_count; k++) {
-    if (witnesses[k].w.disk != disks[at].index) continue;
-    char now[WITNESS_STATE], *why = NULL;
-    struct dirty_places places;
-    const char *reason = witness_state(&witnesses[k].w, fd, now);
-    if (!reason) reason = witness_follows(&witnesses[k].w, witnesses[k].then, now, &places);
-    if (!reason) continue;
-    int named = strcmp(witnesses[k].w.kind, "refuse") != 0;
-    if (asprintf(&why, "%s%s%s", named ? witnesses[k].w.name : "", named ? ": " : "", reason) < 0) exit(1);
-    return why;
+    const struct witness *w = &witnesses[k].w;
+    if (w->disk != disks[at].index || !strcmp(w->kind, "refuse") || !strcmp(w->kind, "touched")) continue;
+    if (!witness_knows(w, witnesses[k].then, fd)) return 0;
+    known = 1;
   }
-  return NULL;
+  return known;
 }
 
 static int is_taken(const char *path) {
@@ -215,10 +211,9 @@ static void each_of_size(u32 at, int (*look)(u32 at, const char *path, int fd)) 
 }
 
 static int take_if_this(u32 at, const char *path, int fd) {
-  char *why = why_not_this(at, fd);
-  if (!why) take(at, path, fd);
-  free(why);
-  return !why;
+  int found = is_this(at, fd);
+  if (found) take(at, path, fd);
+  return found;
 }
 
 static char only_path[300];
@@ -254,7 +249,6 @@ static void find_disks(void) {
     }
     if (fd < 0) give_up("disk %s is not there yet, or has another size", saved_path[at]);
     take(at, path, fd);
-    refuse((int)at, "%s", why_not_this(at, fd));
   }
 }
 
@@ -274,21 +268,24 @@ static u64 written_sectors(const struct disk *d) {
  * disk is compared.
  */
 static void vouch(int at) {
-  u64 allowed = AREA_BLOCK / 512, written = written_sectors(&disks[at]);
+  u64 allowed = AREA_BLOCK / 512;
   for (u32 k = 0; k < witness_count && !refused[at]; k++) {
     const struct witness *w = &witnesses[k].w;
     if (w->disk != disks[at].index) continue;
     char now[WITNESS_STATE];
     struct dirty_places places;
+    int named = strcmp(w->kind, "refuse") != 0;
     const char *why = witness_state(w, disk_fds[at], now);
     if (!why) why = witness_follows(w, witnesses[k].then, now, &places);
     if (why) {
-      refuse(at, "%s: %s", w->name, why);
+      refuse(at, "%s%s%s", named ? w->name : "", named ? ": " : "", why);
       break;
     }
     allowed += places.sectors;
     for (unsigned p = 0; p < places.count; p++) mark_extent(dirty_map, disk_at(disks[at].index), places.of[p].offset, places.of[p].bytes, 1);
   }
+  /* Last: a write that was under way when the capture was attached is in the counter now. */
+  u64 written = written_sectors(&disks[at]);
   if (!refused[at] && written > allowed)
     refuse(at, "%llu sectors were written before the capture was attached, more than a clean start writes", (unsigned long long)written);
 }
@@ -308,6 +305,11 @@ int cmd_early(int argc, char **argv) {
   if (log >= 0) dup2(log, 2);
   control_fd = 2;
   if (mkdir(run_dir, 0700) && errno != EEXIST) return 1;
+  prepare_loading();
+  char boot_id[64] = "";
+  read_text("/proc/sys/kernel/random/boot_id", boot_id, sizeof boot_id);
+  /* Called by hand while the machine runs: what is captured goes on, and what was told stays. */
+  if (!open_pinned(boot_id)) return 0;
   before_failing = tell_reason;
   struct area area;
   char *text;
@@ -321,13 +323,10 @@ int cmd_early(int argc, char **argv) {
   rest_end = text + len;
   read_what_to_attach();
   find_disks();
-  char boot_id[64] = "";
-  read_text("/proc/sys/kernel/random/boot_id", boot_id, sizeof boot_id);
-  prepare_loading();
   for (u32 k = 0; k < disk_count; k++) resolve_disk(&disks[k]);
   prepare_pin_dir();
-  const char *pinned = open_pinned(boot_id);
-  if (!pinned || *pinned) unpin_all(), prepare_pin_dir();
+  unpin_all();
+  prepare_pin_dir();
   start_fresh(saved_ring, saved_timeout, boot_id, CAP_TRACKING);
   attached = 1;
   map_memory(saved_ring);

@@ -9,6 +9,7 @@ int cmd_freeze(int argc, char **argv);
 int cmd_files(int argc, char **argv);
 int cmd_save(int argc, char **argv);
 int cmd_early(int argc, char **argv);
+int cmd_witnesses(int argc, char **argv);
 int cmd_area(int argc, char **argv);
 
 uint64_t boot_ns(void);

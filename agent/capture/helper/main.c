@@ -40,6 +40,7 @@ int main(int argc, char **argv) {
   if (!strcmp(cmd, "files")) return cmd_files(argc - 1, argv + 1);
   if (!strcmp(cmd, "save")) return cmd_save(argc - 1, argv + 1);
   if (!strcmp(cmd, "early")) return cmd_early(argc - 1, argv + 1);
+  if (!strcmp(cmd, "witnesses")) return cmd_witnesses(argc - 1, argv + 1);
   if (!strcmp(cmd, "area")) return cmd_area(argc - 1, argv + 1);
   fprintf(stderr,
           "usage: understudy-capture run --pin DIR --ring BYTES --timeout-ms N --disk INDEX:PATH...\n"
@@ -48,6 +49,7 @@ int main(int argc, char **argv) {
           "       understudy-capture files\n"
           "       understudy-capture save --pin DIR --run DIR --area FILE [HOW]\n"
           "       understudy-capture early --pin DIR --run DIR --area FILE [--log FILE]\n"
+          "       understudy-capture witnesses --run DIR --disk INDEX:PATH...\n"
           "       understudy-capture area FILE\n");
   return 2;
 }

@@ -89,8 +89,11 @@ static void need_read_only(u32 area_dev) {
     char *tail = strstr(line, " - "), type[64], source[4096], options[8192];
     struct stat st;
     if (!tail || sscanf(tail + 3, "%63s %4095s %8191s", type, source, options) != 3) continue;
-    if (strncmp(source, "/dev/", 5) || strncmp(options, "rw", 2) || stat(source, &st) || !S_ISBLK(st.st_mode)) continue;
-    u32 maj = major(st.st_rdev), min = minor(st.st_rdev);
+    u32 maj, min;
+    if (strncmp(options, "rw", 2) || sscanf(line, "%*s %*s %u:%u", &maj, &min) != 2) continue;
+    /* btrfs has a number of its own, behind which there is no device. */
+    if (!maj && !stat(source, &st) && S_ISBLK(st.st_mode)) maj = major(st.st_rdev), min = minor(st.st_rdev);
+    if (!maj) continue;
     if ((maj << 20 | min) == area_dev || is_on_protected(maj, min, 0)) give_up("%s is still mounted for writing", source);
   }
   fclose(f);
@@ -138,8 +141,8 @@ static void mark_what_is_not_known(void) {
   }
 }
 
-/* Runs that are closer to each other than `gap` become one. */
-static void put_runs(u64 gap) {
+/* Runs that are closer to each other than `gap` become one. 0: they do not fit. */
+static int put_runs(u64 gap, size_t most) {
   for (u32 i = 0; i < cfg->disk_count; i++) {
     u64 size = 1ull << cfg->block_shift, from = 0, end = 0, block = 0, count;
     for (;;) {
@@ -149,12 +152,14 @@ static void put_runs(u64 gap) {
         put("run %u %llu %llu\n", cfg->disk[i].index, (unsigned long long)from, (unsigned long long)(end - from));
         end = 0;
       }
+      if (text_len > most) return 0;
       if (!found) break;
       if (!end) from = block * size;
       end = (block + count) * size;
       block += count;
     }
   }
+  return 1;
 }
 
 /* ---- disks, witnesses, notes ---- */
@@ -172,6 +177,51 @@ static void put_disks(void) {
   }
 }
 
+static struct witness *listed;
+static u32 listed_count;
+
+/* Whether the list knows of what begins there. */
+static int is_listed(u32 disk, u64 offset) {
+  for (u32 i = 0; i < listed_count; i++)
+    if (listed[i].disk == disk && (listed[i].offset == offset || !strcmp(listed[i].kind, "refuse"))) return 1;
+  return 0;
+}
+
+/* What is built on the device: LVM's plain volumes are in the list, anything else writes when nobody sees it. */
+static const char *what_holds(const char *sys) {
+  char path[400], uuid[200];
+  static char why[300];
+  snprintf(path, sizeof path, "%s/holders", sys);
+  DIR *dir = opendir(path);
+  const char *found = NULL;
+  for (struct dirent *e; dir && !found && (e = readdir(dir));) {
+    if (e->d_name[0] == '.') continue;
+    snprintf(path, sizeof path, "%s/holders/%s/dm/uuid", sys, e->d_name);
+    if (read_text(path, uuid, sizeof uuid) == 68 && !strncmp(uuid, "LVM-", 4)) continue;
+    snprintf(why, sizeof why, "%s is built on it", e->d_name);
+    found = why;
+  }
+  if (dir) closedir(dir);
+  return found;
+}
+
+/* The list may be older than what lies on the disk by now: each partition of now must be in it. */
+static const char *why_stale(int at) {
+  char sys[64], path[400];
+  u32 dev = cfg->disk[at].dev;
+  snprintf(sys, sizeof sys, "/sys/dev/block/%u:%u", dev >> 20, dev & 0xfffff);
+  const char *why = what_holds(sys);
+  DIR *dir = opendir(sys);
+  for (struct dirent *e; dir && !why && (e = readdir(dir));) {
+    snprintf(path, sizeof path, "%s/%s", sys, e->d_name);
+    if (!exists(path, "partition")) continue;
+    if (!is_listed(cfg->disk[at].index, read_number(path, "start", 0) * 512)) why = "it was partitioned since it was looked at";
+    if (!why) why = what_holds(path);
+  }
+  if (dir) closedir(dir);
+  return why;
+}
+
 static void put_witnesses(const char *run_dir) {
   char path[600], line[1024];
   int vouched[CAP_MAX_DISKS] = {0};
@@ -185,14 +235,20 @@ static void put_witnesses(const char *run_dir) {
     if (!witness_parse(line, &w)) continue;
     int at = disk_at(w.disk);
     if (at < 0) continue;
+    listed = realloc(listed, (listed_count + 1) * sizeof *listed);
+    if (!listed) give_up("no memory");
+    listed[listed_count++] = w;
     const char *why = witness_state(&w, disk_fds[at], state);
     if (why) put("witness - refuse %u 0 0 %s%s%s\n", w.disk, strcmp(w.kind, "refuse") ? w.name : "", strcmp(w.kind, "refuse") ? ": " : "", why);
     else put("witness %s %s %u %llu %llu %s\n", state, w.kind, w.disk, (unsigned long long)w.offset, (unsigned long long)w.bytes, w.name);
     vouched[at] |= !strcmp(w.kind, "ext4") || !strcmp(w.kind, "xfs");
   }
   fclose(f);
-  for (u32 i = 0; i < cfg->disk_count; i++)
+  for (u32 i = 0; i < cfg->disk_count; i++) {
+    const char *why = why_stale((int)i);
+    if (why) put("witness - refuse %u 0 0 %s\n", cfg->disk[i].index, why);
     if (!vouched[i]) put("witness - refuse %u 0 0 no file system on it can tell whether it was written to in between\n", cfg->disk[i].index);
+  }
 }
 
 /* What the agent knows of its stream beside the capture: it would be gone with this kernel's tmpfs. */
@@ -258,11 +314,13 @@ int cmd_save(int argc, char **argv) {
   if (i < argc) how = argv[i++];
   if (!pin_dir || !run_dir || !area_path || i != argc) return 2;
   control_fd = 2;
-  /* Not without a capture: most shutdowns of a server that is not protected any more. */
-  if (access(pin_dir, F_OK)) return 0;
-  if (!strcmp(how, "kexec")) give_up("kexec is not carried over");
   struct area area;
   need(area_open(&area, area_path));
+  /* What an earlier shutdown saved is good for the start that followed it, whether that has used it or not. */
+  need(area_forget(&area));
+  /* A server that is not protected any more. */
+  if (access(pin_dir, F_OK)) return 0;
+  if (!strcmp(how, "kexec")) give_up("kexec is not carried over");
   prepare_loading();
   prepare_pin_dir();
   char boot_id[64] = "";
@@ -289,8 +347,7 @@ int cmd_save(int argc, char **argv) {
   size_t before = text_len;
   for (u64 gap = 0;; gap = gap ? gap * 4 : 65536) {
     text_len = before;
-    put_runs(gap);
-    if (text_len <= area.bytes - 2 * AREA_BLOCK) break;
+    if (put_runs(gap, area.bytes - 2 * AREA_BLOCK)) break;
     if (gap > 1ull << 50) give_up("the save area is too small");
   }
   put("end\n");

@@ -4,8 +4,10 @@
  * Structures (superblocks; the journaling log). What a clean start writes was measured: docs/early-boot.md.
  */
 #define _GNU_SOURCE
+#include "helper.h"
 #include "witness.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -111,21 +113,27 @@ static uint64_t ext4_journal_block(const unsigned char *sb) {
   return (uint64_t)le16(extent + 6) << 32 | le32(extent + 8);
 }
 
-static const char *ext4_state(const struct witness *w, int fd, char *state) {
-  unsigned char sb[EXT4_SB];
+static const char *ext4_fitness(const struct witness *w, int fd, unsigned char *sb) {
   if (w->bytes < 65536) return "its file system is too small";
-  const char *why = read_disk(fd, w->offset + 1024, sb, sizeof sb);
+  const char *why = read_disk(fd, w->offset + 1024, sb, EXT4_SB);
   if (why) return why;
   uint32_t compat = le32(sb + 0x5c), incompat = le32(sb + 0x60);
   if (le16(sb + 0x38) != 0xef53) return "its ext4 file system is not there";
   if (le32(sb + 0x18) > 6) return "its ext4 file system is not known";
-  if (le16(sb + 0x3a) != 1 || (incompat & EXT4_INCOMPAT_RECOVER)) return "its file system was not left clean";
   if (incompat & EXT4_INCOMPAT_MMP) return "its file system guards itself against several hosts (mmp)";
   if (incompat & EXT4_INCOMPAT_JOURNAL_DEV) return "it is the journal of another file system";
   if (compat & EXT4_COMPAT_JOURNAL) {
     uint64_t journal = ext4_journal_block(sb);
     if (!journal || (journal + 1) * ext4_block_bytes(sb) > w->bytes) return "where its file system's journal lies cannot be told";
   }
+  return NULL;
+}
+
+static const char *ext4_state(const struct witness *w, int fd, char *state) {
+  unsigned char sb[EXT4_SB];
+  const char *why = ext4_fitness(w, fd, sb);
+  if (why) return why;
+  if (le16(sb + 0x3a) != 1 || (le32(sb + 0x60) & EXT4_INCOMPAT_RECOVER)) return "its file system was not left clean";
   to_hex(sb, sizeof sb, state);
   return NULL;
 }
@@ -133,6 +141,7 @@ static const char *ext4_state(const struct witness *w, int fd, char *state) {
 static const char *ext4_follows(const struct witness *w, const char *then, const char *now, struct dirty_places *places) {
   unsigned char a[EXT4_SB], b[EXT4_SB];
   if (from_hex(then, a, sizeof a) || from_hex(now, b, sizeof b)) return "what was saved of its file system is damaged";
+  int written = memcmp(a, b, sizeof a);
   /* What `fsck -a` of a clean file system writes: the time, kilobytes written, the time's high byte, the checksum. */
   const struct {
     unsigned at, len;
@@ -147,7 +156,7 @@ static const char *ext4_follows(const struct witness *w, const char *then, const
     places->of[places->count++].bytes = block < 4096 ? 4096 : block;
   }
   /* Superblock and the journal's, each written as a page at most. */
-  places->sectors += 16;
+  if (written) places->sectors += 16;
   return NULL;
 }
 
@@ -169,6 +178,28 @@ static const char *xfs_log_of(const struct witness *w, const unsigned char *sb, 
   *bytes = be32(sb + 96) * block;
   if (*offset + *bytes > w->bytes) return "its XFS file system's log lies outside of it";
   if (*bytes > MAX_LOG_BYTES) return "its XFS file system's log is too large to be looked through";
+  return NULL;
+}
+
+#define XFS_MAX_GROUPS 4096u
+
+/*
+ * The heads of the allocation groups (free space, inodes, free list; the superblock's copies). A repair writes them, and
+ * neither log nor superblock; a start does not.
+ */
+static const char *xfs_groups(const struct witness *w, int fd, const unsigned char *sb, struct hash *hash) {
+  uint64_t bytes = (uint64_t)be32(sb + 84) * be32(sb + 4);
+  uint32_t groups = be32(sb + 88), sector = be16(sb + 102);
+  unsigned char heads[4 * 4096];
+  if (groups > XFS_MAX_GROUPS) return "its XFS file system has too many allocation groups to be looked through";
+  if (sector < 512 || sector > 4096 || !groups || groups * bytes > w->bytes + bytes) return "its XFS file system is not known";
+  hash_begin(hash);
+  for (uint32_t group = 0; group < groups; group++) {
+    uint32_t skip = group ? 0 : sector; /* the superblock itself */
+    const char *why = read_disk(fd, w->offset + group * bytes + skip, heads, 4 * sector - skip);
+    if (why) return why;
+    hash_add(hash, heads, 4 * sector - skip);
+  }
   return NULL;
 }
 
@@ -195,8 +226,7 @@ static const char *xfs_log_end(const struct witness *w, int fd, uint64_t log, ui
   if (!why && !end) why = "its XFS file system's log cannot be read";
   if (!why) {
     uint32_t size = be32(end + 8) & 2 ? be32(end + 320) : 0, headers = size > 32768 ? (size + 32767) / 32768 : 1;
-    const unsigned char *operation = end + (uint64_t)headers * 512;
-    if (operation + 512 > data + bytes) operation = data;
+    const unsigned char *operation = data + ((uint64_t)(end - data) + headers * 512ull) % bytes;
     /* One operation, of the kind that an unmount writes. */
     if (be32(end + 40) != 1 || !(operation[9] & 0x20)) why = "its file system was not left clean";
   }
@@ -204,24 +234,37 @@ static const char *xfs_log_end(const struct witness *w, int fd, uint64_t log, ui
   return why;
 }
 
+static const char *xfs_fitness(const struct witness *w, int fd, unsigned char *sb, uint64_t *log, uint64_t *bytes) {
+  const char *why = read_disk(fd, w->offset, sb, XFS_SB);
+  if (!why) why = xfs_log_of(w, sb, log, bytes);
+  if (!why && be32(sb + 88) > XFS_MAX_GROUPS) why = "its XFS file system has too many allocation groups to be looked through";
+  return why;
+}
+
+#define XFS_STATE (2 * XFS_SB + 16 + 32)
+
 static const char *xfs_state(const struct witness *w, int fd, char *state) {
   unsigned char sb[XFS_SB];
   uint64_t log, bytes, newest;
-  const char *why = read_disk(fd, w->offset, sb, sizeof sb);
-  if (!why) why = xfs_log_of(w, sb, &log, &bytes);
+  struct hash groups;
+  const char *why = xfs_fitness(w, fd, sb, &log, &bytes);
   if (!why) why = xfs_log_end(w, fd, log, bytes, &newest);
+  if (!why) why = xfs_groups(w, fd, sb, &groups);
   if (why) return why;
   to_hex(sb, sizeof sb, state);
-  snprintf(state + 2 * sizeof sb, WITNESS_STATE - 2 * sizeof sb, "%016llx", (unsigned long long)newest);
+  snprintf(state + 2 * sizeof sb, WITNESS_STATE - 2 * sizeof sb, "%016llx%016llx%016llx", (unsigned long long)newest,
+           (unsigned long long)groups.a, (unsigned long long)groups.b);
   return NULL;
 }
 
 static const char *xfs_follows(const struct witness *w, const char *then, const char *now, struct dirty_places *places) {
   unsigned char a[XFS_SB], b[XFS_SB];
   uint64_t log, bytes;
-  if (strlen(then) != 2 * XFS_SB + 16 || strlen(now) != 2 * XFS_SB + 16 || from_hex(then, a, sizeof a) || from_hex(now, b, sizeof b))
+  if (strlen(then) != XFS_STATE || strlen(now) != XFS_STATE || from_hex(then, a, sizeof a) || from_hex(now, b, sizeof b))
     return "what was saved of its file system is damaged";
-  if (strcmp(then + 2 * XFS_SB, now + 2 * XFS_SB)) return "its file system was mounted in between";
+  if (strncmp(then + 2 * XFS_SB, now + 2 * XFS_SB, 16)) return "its file system was mounted in between";
+  if (strcmp(then + 2 * XFS_SB + 16, now + 2 * XFS_SB + 16)) return "its file system was repaired or changed in between";
+  int written = memcmp(a, b, sizeof a);
   memcpy(a + 224, b + 224, 4); /* the checksum */
   memcpy(a + 240, b + 240, 8); /* and the place in the log at which the superblock was written */
   if (memcmp(a, b, sizeof a)) return "its file system was mounted, checked or changed in between";
@@ -231,11 +274,32 @@ static const char *xfs_follows(const struct witness *w, const char *then, const 
   places->of[places->count++].bytes = 4096;
   places->of[places->count].offset = w->offset + log;
   places->of[places->count++].bytes = bytes;
-  places->sectors += XFS_CLEARED_SECTORS + 16;
+  /* A mount that clears the log writes the superblock as well. */
+  if (written) places->sectors += XFS_CLEARED_SECTORS + 16;
   return NULL;
 }
 
 /* ---- all of them ---- */
+
+const char *witness_fitness(const struct witness *w, int fd) {
+  unsigned char sb[EXT4_SB];
+  uint64_t log, bytes;
+  if (!strcmp(w->kind, "ext4")) return ext4_fitness(w, fd, sb);
+  if (!strcmp(w->kind, "xfs")) return xfs_fitness(w, fd, sb, &log, &bytes);
+  return strcmp(w->kind, "refuse") ? NULL : w->name;
+}
+
+int witness_knows(const struct witness *w, const char *then, int fd) {
+  unsigned char now[EXT4_SB], saved[EXT4_SB];
+  char state[WITNESS_STATE];
+  int is_ext4 = !strcmp(w->kind, "ext4"), is_xfs = !strcmp(w->kind, "xfs");
+  if (!strcmp(w->kind, "same")) return !same_state(w, fd, state) && !strcmp(state, then);
+  if (!is_ext4 && !is_xfs) return 1;
+  unsigned len = is_ext4 ? EXT4_SB : XFS_SB, uuid = is_ext4 ? 0x68 : 32;
+  if (strlen(then) < 2 * len || from_hex(then, saved, len)) return 0;
+  if (read_disk(fd, w->offset + (is_ext4 ? 1024 : 0), now, len)) return 0;
+  return !memcmp(now + uuid, saved + uuid, 16) && (is_ext4 ? le16(now + 0x38) == 0xef53 : !memcmp(now, "XFSB", 4));
+}
 
 const char *witness_state(const struct witness *w, int fd, char state[WITNESS_STATE]) {
   snprintf(state, WITNESS_STATE, "-");
@@ -256,4 +320,34 @@ const char *witness_follows(const struct witness *w, const char *then, const cha
     return NULL;
   }
   return strcmp(then, now) ? "it was changed in between" : NULL;
+}
+
+/* witnesses --run DIR --disk INDEX:PATH...: a line "INDEX REASON" for each that can never vouch for its disk. */
+int cmd_witnesses(int argc, char **argv) {
+  char path[600], line[1024];
+  int fds[64];
+  memset(fds, -1, sizeof fds);
+  *path = 0;
+  for (int i = 1; i + 1 < argc; i += 2) {
+    char *device;
+    if (!strcmp(argv[i], "--run")) snprintf(path, sizeof path, "%s/witnesses", argv[i + 1]);
+    else if (!strcmp(argv[i], "--disk")) {
+      unsigned long index = strtoul(argv[i + 1], &device, 10);
+      if (*device != ':' || index >= 64) return 2;
+      fds[index] = open(device + 1, O_RDONLY | O_DIRECT | O_CLOEXEC);
+    } else return 2;
+  }
+  FILE *f = *path ? fopen(path, "re") : NULL;
+  if (!f) return 2;
+  while (fgets(line, sizeof line, f)) {
+    struct witness w;
+    line[strcspn(line, "\n")] = 0;
+    if (!witness_parse(line, &w) || w.disk >= 64) continue;
+    const char *why = fds[w.disk] < 0 ? "it cannot be opened" : witness_fitness(&w, fds[w.disk]);
+    if (!why) continue;
+    if (!strcmp(w.kind, "refuse")) printf("%u %s\n", w.disk, why);
+    else printf("%u %s: %s\n", w.disk, w.name, why);
+  }
+  fclose(f);
+  return 0;
 }

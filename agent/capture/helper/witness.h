@@ -15,7 +15,7 @@
 #define WITNESS_H
 #include "area.h"
 
-#define WITNESS_STATE 2300 /* characters of what a witness says, at most */
+#define WITNESS_STATE 2400 /* characters of what a witness says, at most */
 #define WITNESS_NAME 200
 
 struct witness {
@@ -26,6 +26,12 @@ struct witness {
 
 /* 1: the line is a witness. */
 int witness_parse(const char *line, struct witness *w);
+
+/* Whether it can ever vouch for the disk, whatever is being written now; NULL, or why not. */
+const char *witness_fitness(const struct witness *w, int fd);
+
+/* Whether the disk is the one of which the state was taken, by what no start and no mount changes. */
+int witness_knows(const struct witness *w, const char *then, int fd);
 
 /* What it says now, as a word without blanks. NULL, or why it cannot vouch for the disk. `fd`: the disk, O_DIRECT. */
 const char *witness_state(const struct witness *w, int fd, char state[WITNESS_STATE]);
