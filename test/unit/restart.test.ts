@@ -164,6 +164,36 @@ t.test('what was saved is believed if the capture of before would have been', as
   t.equal(compareAfter(carried, disks, 'all'), 'all');
 });
 
+t.test('what was left out is found again under the device numbers of now', async (t) => {
+  const path = join(t.testdir(), 'excluded.json');
+  const file = (dev: string, deviceOffsetBytes: number, offsetBytes: number) => ({
+    dev,
+    path: '/cache',
+    handle: `1:${offsetBytes}`,
+    deviceOffsetBytes,
+    shares: false,
+    spans: [{ offsetBytes, lengthBytes: 4096 }],
+  });
+  const before = new Exclusions(path);
+  await before.add(0, [file('8:17', MIB, 40 * MIB), file('8:18', GIB, 2 * GIB)]);
+  const after = new Exclusions(path);
+  const dirty: Array<[number, Extent[]]> = [];
+  await after.rename(
+    async (disk, offsetBytes) => (disk === 0 && offsetBytes === MIB ? '8:1' : null),
+    async (disk, extents) => void dirty.push([disk, extents]),
+  );
+  t.same(dirty, [[0, [{ offsetBytes: 2 * GIB, lengthBytes: 4096 }]]], 'of one that is not found');
+  const seen: string[] = [];
+  await new Exclusions(path).follow(
+    async (files) => {
+      seen.push(...files.map(({ dev }) => dev));
+      return files.map(() => 'holds');
+    },
+    async () => {},
+  );
+  t.same(seen, ['8:1']);
+});
+
 t.test(
   'the unit waits for nothing, and the hook passes on how the machine goes down',
   async (t) => {
