@@ -155,9 +155,15 @@ async function round(context: RoundContext): Promise<RoundResult> {
 
   const copies = disks.files.map((file) => `${file}.before`);
   let afterCut = false;
+  // Each another, so that a few rounds have seen them all.
+  const others = BETWEEN.slice(1);
+  for (let at = others.length - 1; at > 0; at--) {
+    const other = context.random(at + 1);
+    [others[at], others[other]] = [others[other]!, others[at]!];
+  }
   const starts = context.short ? 2 : STARTS;
   for (let start = 0; start < starts && wrong.length === 0; start++) {
-    const between = start === 0 ? BETWEEN[0]! : BETWEEN[context.random(BETWEEN.length)]!;
+    const between = start === 0 ? BETWEEN[0]! : others[start - 1]!;
     for (const [at, file] of disks.files.entries())
       sh('cp --sparse=always "$1" "$2"', file, copies[at]!);
     between.act?.(disks);
