@@ -9,10 +9,11 @@
  * rounds of a few seconds show that, longer ones what a source that writes so all the time would see.
  * Part `apart`: 4k writes, with each of those who share the processors standing still in turn, and beside a process that only
  * computes.
+ * Part `held`: 4k writes at depth 32 onto the disk held to so many writes per second, as the volumes of a cloud or a SAN are.
  * Media: `disk`, a file on this machine's disk, with a disk's latency; `memory`, a file in memory: nothing to hide behind.
  *
- * --set rounds=N seconds=N warmSeconds=N variants=disk/unit,disk/equal,memory/unit parts=fio,pgbench,apart,sustained,lag,hook
- *       sustainedSeconds=N sustainedMiB=N (per second) lagSeconds=N ringMiB=N
+ * --set rounds=N seconds=N warmSeconds=N variants=disk/unit,disk/equal,memory/unit parts=fio,held,pgbench,apart,sustained,lag,hook
+ *       heldIops=N,N (per second) sustainedSeconds=N sustainedMiB=N (per second) lagSeconds=N ringMiB=N
  */
 // apt: fio postgresql util-linux e2fsprogs openssl iproute2
 import fs from 'node:fs';
@@ -27,6 +28,7 @@ import {
   type Row,
   row,
 } from './frame.ts';
+import { HeldDisk } from './held-disk.ts';
 import { BenchLab, type LabOptions, type Medium, MIB, type Priority, until, usage } from './lab.ts';
 import { fio, Postgres } from './loads.ts';
 
@@ -37,6 +39,7 @@ interface Plan {
   warmSeconds: number;
   variants: LabOptions[];
   parts: Set<string>;
+  heldIops: number[];
   sustainedSeconds: number;
   sustainedMiB: number;
   lagSeconds: number;
@@ -54,8 +57,9 @@ function planOf({ quick, short, set }: BenchOptions): Plan {
     sustainedSeconds: number('sustainedSeconds', 60, 20, 1),
     sustainedMiB: number('sustainedMiB', 200, 200, 200),
     lagSeconds: number('lagSeconds', 30, 15, 1),
+    heldIops: (set.heldIops ?? '16000,32000,64000').split(',').map(Number),
     parts: new Set(
-      (set.parts ?? (short ? 'fio,lag' : 'fio,pgbench,apart,sustained,lag,hook')).split(','),
+      (set.parts ?? (short ? 'fio,lag' : 'fio,held,pgbench,apart,sustained,lag,hook')).split(','),
     ),
     variants: variants.split(',').map((variant) => {
       const [medium, priority] = variant.split('/') as [Medium, Priority];
@@ -219,6 +223,62 @@ async function* fioRows(
       goal(0.8),
       note('unpaced'),
     );
+  } finally {
+    await lab.close();
+  }
+}
+
+/** A disk as fast as memory is bought by few: what of depth 32 is left on one that does so many writes per second. */
+async function* heldRows(
+  variant: LabOptions,
+  plan: Plan,
+  options: BenchOptions,
+): AsyncGenerator<Row> {
+  const lab = new BenchLab(variant);
+  try {
+    await lab.startAppliance();
+    const all = ['--rw=write', '--bs=1M', '--iodepth=4', '--time_based=0'];
+    await fio(lab.dev, 600, [...all, `--size=${lab.sizeBytes}`]);
+    const write = ['--rw=randwrite', '--bs=4k', '--iodepth=32'];
+    const loads = Object.fromEntries(
+      plan.heldIops.map((iops): [string, Take] => [
+        String(iops),
+        async () => {
+          const held = HeldDisk.holdDevice(lab.dev, iops, 'writes');
+          if (!held) throw new Error('this machine has no control group that holds a disk');
+          try {
+            return (await fio(lab.dev, plan.seconds, write)).iops;
+          } finally {
+            held.free();
+          }
+        },
+      ]),
+    );
+    const lost = new Set<string>();
+    const results = await sideBySide(
+      lab,
+      loads,
+      plan,
+      options,
+      async (load) => {
+        await new Promise((resolve) => setTimeout(resolve, 1_200));
+        if ((await lab.state()).mode.mode !== 'ordered') lost.add(load);
+        await until('everything to be durable', async () => {
+          const { mode, consistent, lagBytes } = await lab.state();
+          return mode.mode === 'ordered' && consistent && lagBytes === 0;
+        });
+      },
+      () => warmUp(lab, plan),
+    );
+    for (const iops of plan.heldIops) {
+      yield compared(
+        `${variant.medium}/${variant.priority} 4k random write, queue depth 32, disk held to ${iops} writes/s`,
+        'IOPS',
+        results[iops]!,
+        variant.medium === 'disk' ? { atLeast: 0.9 } : undefined,
+        lost.has(String(iops)) ? 'the ring overflowed: order was lost and held again' : null,
+      );
+    }
   } finally {
     await lab.close();
   }
@@ -518,6 +578,7 @@ const bench: Bench = {
       if (plan.parts.has('apart')) yield* apartRows(first, depth, plan, options);
     }
     if (plan.parts.has('sustained')) yield* sustainedRows(first, plan, options);
+    if (plan.parts.has('held')) yield* heldRows(first, plan, options);
     for (const variant of plan.variants) {
       if (plan.parts.has('fio')) yield* fioRows(variant, plan, options);
       if (plan.parts.has('pgbench')) yield* pgbenchRows(variant, plan, options);

@@ -6,6 +6,9 @@ import fs from 'node:fs';
 import { join } from 'node:path';
 import { type ControlGroups, controlGroups } from './control-groups.ts';
 
+const BPS = 'blkio.throttle.write_bps_device';
+const IOPS = 'blkio.throttle.write_iops_device';
+
 export class HeldDisk {
   #undo: Array<() => void> = [];
 
@@ -17,13 +20,20 @@ export class HeldDisk {
     return HeldDisk.#held((held) => held.#group(diskOf(fs.statSync(path).dev), bytesPerSec));
   }
 
-  /** Holds a device that nobody else uses, however it is written; null as above. */
-  static holdDevice(dev: string, bytesPerSec: number): HeldDisk | null {
+  /**
+   * Holds a device that nobody else uses, however it is written; null as above.
+   * @param perSec bytes, or writes, per second
+   */
+  static holdDevice(
+    dev: string,
+    perSec: number,
+    of: 'bytes' | 'writes' = 'bytes',
+  ): HeldDisk | null {
     return HeldDisk.#held((held, { isV2, top }) => {
       const disk = diskOf(fs.statSync(dev).rdev);
-      if (isV2) return held.#group(disk, bytesPerSec);
-      const file = join(top, 'blkio.throttle.write_bps_device');
-      fs.writeFileSync(file, `${disk} ${bytesPerSec}`);
+      if (isV2) return held.#group(disk, perSec, of);
+      const file = join(top, of === 'bytes' ? BPS : IOPS);
+      fs.writeFileSync(file, `${disk} ${perSec}`);
       held.#undo.push(() => fs.writeFileSync(file, `${disk} 0`));
     });
   }
@@ -42,7 +52,7 @@ export class HeldDisk {
   }
 
   /** A group of this process that holds a disk. */
-  #group(disk: string, bytesPerSec: number): void {
+  #group(disk: string, perSec: number, of: 'bytes' | 'writes' = 'bytes'): void {
     const { isV2, top, home } = controlGroups('blkio')!;
     const group = join(top, `understudy-held-${process.pid}`);
     // What is written back is the group's whose memory it is.
@@ -50,8 +60,8 @@ export class HeldDisk {
     fs.mkdirSync(group);
     this.#undo.push(() => leave(group, home));
     const [file, value] = isV2
-      ? ['io.max', `${disk} wbps=${bytesPerSec}`]
-      : ['blkio.throttle.write_bps_device', `${disk} ${bytesPerSec}`];
+      ? ['io.max', `${disk} ${of === 'bytes' ? 'wbps' : 'wiops'}=${perSec}`]
+      : [of === 'bytes' ? BPS : IOPS, `${disk} ${perSec}`];
     fs.writeFileSync(join(group, file), value);
     fs.writeFileSync(join(group, 'cgroup.procs'), String(process.pid));
   }
