@@ -281,7 +281,44 @@ t.test('whatever was written in between is noticed', { skip }, async (t) => {
       ['nothing', () => {}, null, null],
       ['ext4 was mounted', () => mounted(0, () => {}), /root: its file system was mounted/, null],
       ['ext4 was written to', () => mounted(0, write), /root: its file system was mounted/, null],
-      ['XFS was mounted', () => mounted(1, () => {}), null, /data: its file system was mounted/],
+      // Superblock and log only, which count as dirty in any case: as by a read-only mount.
+      ['XFS was mounted, and nothing was written', () => mounted(1, () => {}), null, null],
+      [
+        'XFS had a block of a file written in place',
+        () =>
+          mounted(
+            1,
+            (at) => {
+              const name = fs.readdirSync(at).find((one) => fs.statSync(join(at, one)).size > 8192);
+              run(
+                ...(['dd', 'if=/dev/urandom', `of=${at}/${name}`, 'bs=4096', 'count=1'] as const),
+                ...['conv=notrunc', 'oflag=direct', 'status=none'],
+              );
+            },
+            '-o',
+            'lazytime,noatime',
+          ),
+        null,
+        /data: its file system was/,
+      ],
+      [
+        'XFS was mounted read-only, as by the initramfs, and not unmounted',
+        () =>
+          machine.elsewhere(1, (dev) => {
+            const at = machine.lab.mount(dev, '-o', 'ro');
+            run('cp', '--sparse=always', machine.files[1]!, `${machine.files[1]}.mounted`);
+            run('umount', at);
+            fs.renameSync(`${machine.files[1]}.mounted`, machine.files[1]!);
+          }),
+        null,
+        null,
+      ],
+      [
+        'XFS was mounted read-only, and unmounted',
+        () => mounted(1, () => {}, '-o', 'ro'),
+        null,
+        /data: its file system was mounted/,
+      ],
       ['XFS was written to', () => mounted(1, write), null, /data: its file system was mounted/],
       [
         'XFS was written to, and not unmounted',

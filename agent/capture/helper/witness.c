@@ -204,24 +204,25 @@ static const char *xfs_groups(const struct witness *w, int fd, const unsigned ch
 }
 
 /*
- * The newest record of a clean log, which is the one that an unmount writes. Sequence numbers (cycle, block) of a log only
- * rise, and a record names its own place, so whoever has used the log since has left a higher one.
+ * The three newest records of a clean log; the last is the one that an unmount writes. Sequence numbers (cycle, block) of a
+ * log only rise, and a record names its own place, so whoever has used the log since has left higher ones.
  */
-static const char *xfs_log_end(const struct witness *w, int fd, uint64_t log, uint64_t bytes, uint64_t *newest) {
+static const char *xfs_log_end(const struct witness *w, int fd, uint64_t log, uint64_t bytes, uint64_t newest[3]) {
   unsigned char *data = malloc(bytes);
   if (!data) return "no memory";
   const char *why = read_disk(fd, w->offset + log, data, bytes);
   const unsigned char *end = NULL;
-  *newest = 0;
+  newest[0] = newest[1] = newest[2] = 0;
   for (uint64_t at = 0; !why && at + 512 <= bytes; at += 512) {
     const unsigned char *record = data + at;
     if (be32(record) != 0xfeedbabe) continue;
     uint64_t lsn = be64(record + 16);
-    if ((lsn & 0xffffffff) != at / 512 || lsn >> 32 != be32(record + 4) || lsn <= *newest) continue;
+    if ((lsn & 0xffffffff) != at / 512 || lsn >> 32 != be32(record + 4) || lsn <= newest[2]) continue;
     /* What the mount writes over what is behind the head looks like records without anything in them. */
     if (be32(record + 40) == 0) continue;
-    *newest = lsn;
-    end = record;
+    newest[2] = lsn;
+    for (int i = 2; i > 0 && newest[i] > newest[i - 1]; i--) lsn = newest[i], newest[i] = newest[i - 1], newest[i - 1] = lsn;
+    if (newest[0] == be64(record + 16)) end = record;
   }
   if (!why && !end) why = "its XFS file system's log cannot be read";
   if (!why) {
@@ -241,19 +242,20 @@ static const char *xfs_fitness(const struct witness *w, int fd, unsigned char *s
   return why;
 }
 
-#define XFS_STATE (2 * XFS_SB + 16 + 32)
+/* The superblock, the newest records, the hash of the groups' heads. */
+#define XFS_STATE (2 * XFS_SB + 3 * 16 + 32)
 
 static const char *xfs_state(const struct witness *w, int fd, char *state) {
   unsigned char sb[XFS_SB];
-  uint64_t log, bytes, newest;
+  uint64_t log, bytes, newest[3];
   struct hash groups;
   const char *why = xfs_fitness(w, fd, sb, &log, &bytes);
-  if (!why) why = xfs_log_end(w, fd, log, bytes, &newest);
+  if (!why) why = xfs_log_end(w, fd, log, bytes, newest);
   if (!why) why = xfs_groups(w, fd, sb, &groups);
   if (why) return why;
   to_hex(sb, sizeof sb, state);
-  snprintf(state + 2 * sizeof sb, WITNESS_STATE - 2 * sizeof sb, "%016llx%016llx%016llx", (unsigned long long)newest,
-           (unsigned long long)groups.a, (unsigned long long)groups.b);
+  snprintf(state + 2 * sizeof sb, WITNESS_STATE - 2 * sizeof sb, "%016llx%016llx%016llx%016llx%016llx", (unsigned long long)newest[0],
+           (unsigned long long)newest[1], (unsigned long long)newest[2], (unsigned long long)groups.a, (unsigned long long)groups.b);
   return NULL;
 }
 
@@ -262,8 +264,13 @@ static const char *xfs_follows(const struct witness *w, const char *then, const 
   uint64_t log, bytes;
   if (strlen(then) != XFS_STATE || strlen(now) != XFS_STATE || from_hex(then, a, sizeof a) || from_hex(now, b, sizeof b))
     return "what was saved of its file system is damaged";
-  if (strncmp(then + 2 * XFS_SB, now + 2 * XFS_SB, 16)) return "its file system was mounted in between";
-  if (strcmp(then + 2 * XFS_SB + 16, now + 2 * XFS_SB + 16)) return "its file system was repaired or changed in between";
+  /*
+   * A read-only mount adds two records: of the superblock, and as an unmount. Whoever mounts for writing, or unmounts, adds
+   * more.
+   */
+  const char *ends = now + 2 * XFS_SB, *end = then + 2 * XFS_SB;
+  if (strncmp(end, ends, 16) && strncmp(end, ends + 2 * 16, 16)) return "its file system was mounted in between";
+  if (strcmp(end + 3 * 16, ends + 3 * 16)) return "its file system was repaired or changed in between";
   int written = memcmp(a, b, sizeof a);
   memcpy(a + 224, b + 224, 4); /* the checksum */
   memcpy(a + 240, b + 240, 8); /* and the place in the log at which the superblock was written */
