@@ -161,7 +161,7 @@ export async function install(suite: Suite, layout: LayoutName, dir: string): Pr
 /** The file `path` of the root file system of a guest that is off. */
 export function readRootFile(disks: GuestDisks, path: string): Buffer {
   const options = disks.fsType === 'xfs' ? 'ro,norecovery' : 'ro,noload';
-  const copy = join(disks.dir, 'read');
+  const copy = join(disks.dir, 'read.bin');
   sh(
     'at=$(mktemp -d); mount -o "loop,offset=$2,$3" "$1" "$at"; trap \'umount "$at"; rmdir "$at"\' EXIT; cp "$at/$4" "$5"',
     ...[disks.files[0], String(disks.rootOffsetBytes), options, path, copy],
