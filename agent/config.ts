@@ -39,7 +39,8 @@ export const agentPaths = (root = ''): AgentPaths => ({
   pinDir: `${root}/sys/fs/bpf/understudy`,
   runDir: `${root}/run/understudy-agent`,
   hooksDir: `${root}/etc/understudy-agent/hooks.d`,
-  shutdownHook: `${root}/usr/lib/systemd/system-shutdown/understudy-agent`,
+  // Not below /usr: some that came from older releases have systemd beside it; elsewhere it is the same folder.
+  shutdownHook: `${root}/lib/systemd/system-shutdown/understudy-agent`,
   earlyUnitFile: `${root}/etc/systemd/system/${EARLY_UNIT_NAME}`,
   saveArea: `${root}/usr/lib/understudy/save-area`,
 });
