@@ -4,6 +4,7 @@
  */
 import { access, constants, mkdir, open, readFile, rename, rm, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { execa } from 'execa';
 import type { FileMap } from '../capture/file-map.ts';
 import { helperPath } from '../capture/helper.ts';
@@ -15,6 +16,8 @@ import { witnessesOf, witnessLines } from './witnesses.ts';
 
 /** A bit for each 4 KiB of a disk, written as runs: room for some 600 000 of them before neighbours are joined. */
 const AREA_BYTES = 16 * 1024 * 1024;
+/** Between one MiB of it and the next. */
+const AREA_PACE_MS = 250;
 /** What is on the disks changes rarely, and is looked at once more when the agent ends. */
 const LOOK_MS = 60_000;
 
@@ -198,8 +201,12 @@ export class EarlyBoot {
       const handle = await open(temporary, 'wx', 0o600);
       try {
         const zeroes = Buffer.alloc(1024 * 1024);
-        for (let at = 0; at < AREA_BYTES; at += zeroes.length) await handle.write(zeroes);
-        await handle.sync();
+        for (let at = 0; at < AREA_BYTES; at += zeroes.length) {
+          await handle.write(zeroes);
+          await handle.sync();
+          // It is captured as any write: all of it at once would fill a small server's ring.
+          await sleep(AREA_PACE_MS);
+        }
       } catch (error) {
         await rm(temporary, { force: true });
         throw error;

@@ -5,7 +5,7 @@
 import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 
-import t from 'tap';
+import t, { type Test } from 'tap';
 import type { Failover, Job, Source } from '../../appliance/api/schema.ts';
 import { ApplianceClient, GiveUp, until } from '../../scripts/lib/api-client.ts';
 import { type DiaryRow, Lab, type LabDescription, root } from './lab.ts';
@@ -106,6 +106,11 @@ step('a source is added from the page and its agent comes online', async (t) => 
 const mirrors = (now: Job) =>
   now.disks.map(({ mirror }) => `${mirror?.kind}: ${mirror?.reason}`).join('; ');
 const FIRST_MIRRORS = 'full: first mirror; full: first mirror';
+/** On a slow machine the ring may fill while the appliance is away: then what changed is drained, and no more. */
+const NO_MIRROR = /^(full: first mirror|drain: the ring buffer overflowed)(; |$)/;
+const needsNoMirror = (t: Test, now: Job) => {
+  for (const { mirror } of now.disks) t.match(`${mirror?.kind}: ${mirror?.reason}`, NO_MIRROR);
+};
 
 const protectedJob = (limitMs: number) =>
   until('the job to be protected', limitMs, async () => {
@@ -173,7 +178,7 @@ step('the appliance is upgraded in place, without a mirror', async (t) => {
     const one = await protectedJob(10 * MINUTE);
     return one.figures.durableSeq > durableSeq + 5 ? one : undefined;
   });
-  t.equal(mirrors(job), FIRST_MIRRORS, 'no other mirror was needed');
+  needsNoMirror(t, job);
 });
 
 step('the configuration is saved and restored by the scripts, without a mirror', async (t) => {
@@ -193,7 +198,7 @@ step('the configuration is saved and restored by the scripts, without a mirror',
     'the configuration is as it was',
   );
   job = await protectedJob(10 * MINUTE);
-  t.equal(mirrors(job), FIRST_MIRRORS, 'no other mirror was needed');
+  needsNoMirror(t, job);
   await drive.loginAgain(page, { username: 'admin', password: PASSWORD });
 });
 
