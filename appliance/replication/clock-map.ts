@@ -15,7 +15,12 @@ export class ClockMap {
     if (this.#offsetsMs.length > SAMPLES) this.#offsetsMs.shift();
   }
 
-  /** Another boot or another machine may speak from now on; the last known offset stays until it does. */
+  /** The source's clock is another one from now on. */
+  restarted(): void {
+    this.#offsetsMs = [];
+  }
+
+  /** Another process, or another machine, may speak from now on; the last known offset stays until it does. */
   reset(): void {
     this.#offsetsMs = this.#offsetsMs.slice(-1);
   }

@@ -1231,8 +1231,10 @@ export class ReplicationStream extends EventEmitter<StreamEvents> {
   #foldDurable({ header, frame }: JournalFrame): Mark | null {
     const mark = header.kind === 'mark' ? readMark(header, frame) : null;
     this.#noteStart(header, mark);
-    const before = this.#durable.disks;
+    const { disks: before, binding } = this.#durable;
     this.#durable = foldFrame(this.#durable, header, mark);
+    // The source's clock began anew: by what was known of the old one, lag would be the time that it was up.
+    if (mark?.type === 'epochStart' && mark.bootId !== binding?.bootId) this.#clock.restarted();
     if (header.kind === 'mirror') this.#countMirror(before);
     if (isWhole(this.#durable)) this.#newestPointMs = header.wallMs;
     if (this.#points) {

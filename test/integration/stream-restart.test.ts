@@ -45,6 +45,9 @@ t.test('what changed is drained, and all of it is verified behind that', async (
   lab.startAgent();
   await until('a new epoch', () => lab.stream.epoch === 2);
   await until('its first frame', () => !lab.stream.state().consistent);
+  const lagMs = () => lab.stream.state().lagMs;
+  await until('the lag to be known', () => lagMs() !== null);
+  t.ok(lagMs()! < 60_000, `lag ${lagMs()} ms: not by the clock of the boot before`);
   await whole(t, lab);
   t.same(kinds(lab), ['drain', 'drain']);
   for (const { mirror, sizeBytes } of lab.stream.state().disks) {

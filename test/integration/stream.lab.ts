@@ -40,7 +40,8 @@ export async function until(what: string, condition: () => unknown, limitMs = 12
   }
 }
 
-const bootNs = () => process.hrtime.bigint();
+let bootedNs = 0n;
+const bootNs = () => process.hrtime.bigint() - bootedNs;
 const wallSecond = (at: bigint) =>
   (at + BigInt(Date.now()) * 1_000_000n - bootNs()) / 1_000_000_000n;
 
@@ -164,6 +165,7 @@ export class ScriptedKernel {
 
   /** The source server starts again: nothing of the capture is left, the disks are as they were. */
   reboot(): void {
+    bootedNs = process.hrtime.bigint() - 1_000_000_000n;
     this.bootId = randomBytes(8).toString('hex');
     this.captureId = '';
     this.mode = { mode: 'ordered' };

@@ -432,6 +432,10 @@ t.test('lag is never shown smaller than it is', async (t) => {
   clock.sample(200, 1210);
   clock.sample(300, 1390);
   t.equal(clock.ageMs(300, 1400), 90, 'by the sample with the shortest way');
+  clock.restarted();
+  t.equal(clock.ageMs(5, 2000), null, 'the clock of another boot says nothing');
+  clock.sample(10, 2030);
+  t.equal(clock.ageMs(5, 2030), 5);
 });
 
 t.test('the last acknowledgement is noted for the agent that follows', async (t) => {
