@@ -40,7 +40,7 @@ echo guest >"$tree/etc/hostname"
 chroot "$tree" passwd -q -d root
 cp "$tree/boot/vmlinuz-$kernel" "$out/vmlinuz"
 cp "$tree/boot/initrd.img-$kernel" "$out/initrd.img"
-rm -rf "$tree"/boot/* "$tree"/var/lib/apt/lists/* "$tree"/usr/share/doc
+rm -rf "${tree:?}"/boot/* "${tree:?}"/var/lib/apt/lists/* "${tree:?}"/usr/share/doc
 tar -C "$tree" --numeric-owner -cf "$out/tree.tar.new" .
 mv "$out/tree.tar.new" "$out/tree.tar"
 echo "$sum" >"$out/.built-from"
