@@ -23,7 +23,6 @@ import type { AgentSession, SourceInstaller, SshAccess } from './agent-session.t
 import type { EventHub } from './event-hub.ts';
 import type { Logger } from './logger.ts';
 
-const ENROL_LIMIT_MS = 120_000;
 const INVENTORY_RETRY_MS = 15_000;
 /** How long a copy that called in stays shown on its source after it was last heard of. */
 const ALERT_MS = 3_600_000;
@@ -50,7 +49,6 @@ export class SourceService {
   readonly #live = new Map<string, { session: AgentSession; since: string }>();
   readonly #alerts = new Map<string, { error: ApiError; timer: NodeJS.Timeout }>();
   readonly #work = new Map<string, AbortController>();
-  readonly #enrolWaits = new Map<string, () => void>();
   readonly #listeners = new Set<(sourceId: string, session: AgentSession | null) => void>();
 
   constructor(options: SourceServiceOptions) {
@@ -185,13 +183,9 @@ export class SourceService {
       if (report.hostKeyFingerprint && target.acceptHostKey === report.hostKeyFingerprint) {
         this.#o.hostKeys.set(target.address, target.port, report.hostKeyFingerprint);
       }
-      const enrolled = this.#waitForEnrolment(sourceId, target.address, signal);
-      // Looked at below, but it may fail while the push is still under way.
-      enrolled.catch(() => undefined);
       const token = this.#o.identity.createEnrolToken(sourceId);
       await this.#o.installer.install(this.#access(target), { token, onStep: step, signal });
-      step('waiting for the agent to enrol');
-      await enrolled;
+      // It has enrolled: the installer waits for that, however long the upload took.
       const row = this.#row(sourceId);
       if (row.state.name === 'installing') {
         const live = this.#live.get(sourceId);
@@ -212,35 +206,6 @@ export class SourceService {
     }
   }
 
-  #waitForEnrolment(sourceId: string, address: string, signal: AbortSignal): Promise<void> {
-    return new Promise((resolve, reject) => {
-      const done = () => {
-        clearTimeout(timer);
-        signal.removeEventListener('abort', aborted);
-        this.#enrolWaits.delete(sourceId);
-      };
-      const aborted = () => {
-        done();
-        reject(undError('UND_PUSH_CANCELLED', { source: address }));
-      };
-      const timer = setTimeout(() => {
-        done();
-        reject(
-          undError('UND_PUSH_AGENT_SILENT', {
-            source: address,
-            timeoutMs: ENROL_LIMIT_MS,
-            reason: 'it did not call in',
-          }),
-        );
-      }, ENROL_LIMIT_MS);
-      signal.addEventListener('abort', aborted, { once: true });
-      this.#enrolWaits.set(sourceId, () => {
-        done();
-        resolve();
-      });
-    });
-  }
-
   /** The identity service has given this source a certificate. */
   enrolled(sourceId: string): void {
     this.#forgetAlert(sourceId);
@@ -249,7 +214,6 @@ export class SourceService {
     if (!this.#live.has(sourceId)) {
       this.#setState(row, { name: 'waiting-for-agent', since: new Date().toISOString() });
     }
-    this.#enrolWaits.get(sourceId)?.();
   }
 
   /** An agent was authorised and is connected; it takes the place of an earlier connection of the same machine. */

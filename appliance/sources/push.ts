@@ -17,7 +17,8 @@ import type { SshAccess } from '../control/agent-session.ts';
 import type { AgentPackage } from './package.ts';
 import { SshSession } from './ssh.ts';
 
-const ENROL_LIMIT_MS = 90_000;
+/** From the start of the agent's unit to its certificate: a server under heavy load is slow to start a program. */
+const ENROL_LIMIT_MS = 180_000;
 const MIB = 1024 * 1024;
 /** Longest part of a server's own words that goes into an error. */
 const SAID = 400;
