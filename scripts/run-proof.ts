@@ -75,6 +75,13 @@ if (cannot !== null) {
   console.log(`0 of ${rounds}`);
   process.exit(1);
 }
+// Ended from outside, it takes along what its proofs started: they look to that at the exit.
+for (const [signal, status] of [
+  ['SIGHUP', 129],
+  ['SIGINT', 130],
+  ['SIGTERM', 143],
+] as const)
+  process.once(signal, () => process.exit(status));
 const held = await prove(proof, {
   name,
   rounds,

@@ -126,11 +126,13 @@ export class KernelGuest {
       });
       qemu.once('exit', () => resolve());
     });
+    const end = () => qemu.kill('SIGKILL');
+    process.once('exit', end);
     void this.#ended.then(() => {
       this.#dead = true;
       this.#onAnswer();
+      process.off('exit', end);
     });
-    process.once('exit', () => qemu.kill('SIGKILL'));
   }
 
   /** Boots it in `dir` (a folder of its own, with a short path). Throws with the console when it does not come up. */

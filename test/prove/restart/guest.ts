@@ -224,10 +224,12 @@ export class Running {
       });
       this.#qemu.once('exit', () => resolve());
     });
+    const end = () => this.#qemu.kill('SIGKILL');
+    process.once('exit', end);
     void this.#ended.then(() => {
       this.#dead = true;
+      process.off('exit', end);
     });
-    process.once('exit', () => this.#qemu.kill('SIGKILL'));
   }
 
   static async start(disks: GuestDisks, kernelOptions = ''): Promise<Running> {
