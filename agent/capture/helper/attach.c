@@ -147,6 +147,16 @@ static u32 inflight_entries(void) {
   return n > 262144 ? 262144 : (u32)n;
 }
 
+int inflight_next(struct inflight_walk *walk, struct cap_inflight *entry) {
+  u64 next;
+  while (bpf_map_get_next_key(map_fd[M_INFLIGHT], walk->begun ? &walk->key : NULL, &next) == 0) {
+    walk->key = next;
+    walk->begun = 1;
+    if (bpf_map_lookup_elem(map_fd[M_INFLIGHT], &next, entry) == 0) return 1;
+  }
+  return 0;
+}
+
 /* ---- load, pin, adopt ---- */
 
 static char load_log[16384];

@@ -59,6 +59,13 @@ void go_tracking(u32 reason);
 /* Calls of the programs that the kernel skipped. */
 u64 recursion_misses(void);
 
+/* One after the other: the writes that are in the driver. Begins at {0}; `key` is the request's. 0 at the end. */
+struct inflight_walk {
+  u64 key;
+  int begun;
+};
+int inflight_next(struct inflight_walk *walk, struct cap_inflight *entry);
+
 u64 producer_pos(void);
 /* The record at `pos` of the ring, the ring's own header of it, and where the next one begins. */
 const struct cap_rec *ring_rec(u64 pos, u32 *header, u64 *next);

@@ -509,14 +509,9 @@ static void *pump(void *unused) {
 
 /* Writes whose record an earlier helper gave away and that were still under way when it ended. */
 static void recover_flying(void) {
-  u64 key, next;
-  void *prev = NULL;
-  while (bpf_map_get_next_key(map_fd[M_INFLIGHT], prev, &next) == 0) {
-    struct cap_inflight e;
-    key = next;
-    prev = &key;
-    if (bpf_map_lookup_elem(map_fd[M_INFLIGHT], &key, &e) == 0 && e.captured) flying_add(e.disk, key, e.boot_ns, e.offset, e.len);
-  }
+  struct inflight_walk walk = {0};
+  for (struct cap_inflight e; inflight_next(&walk, &e);)
+    if (e.captured) flying_add(e.disk, walk.key, e.boot_ns, e.offset, e.len);
   u64 first_ns = 0;
   for (u64 p = read_pos, prod = producer_pos(), n; p < prod; p = n) {
     u32 header;
@@ -564,15 +559,11 @@ static struct ghost *find_ghost(u64 key, u64 boot) {
 
 /* Writes that are older than the epoch and under way; with ~0 all of them are counted. */
 static u32 inflight_count(u64 older_than_epoch) {
-  u64 key, next;
-  void *prev = NULL;
+  struct inflight_walk walk = {0};
   u32 n = 0;
-  while (bpf_map_get_next_key(map_fd[M_INFLIGHT], prev, &next) == 0) {
-    struct cap_inflight e;
-    key = next;
-    prev = &key;
-    if (bpf_map_lookup_elem(map_fd[M_INFLIGHT], &key, &e) || e.epoch >= older_than_epoch) continue;
-    struct ghost *g = find_ghost(key, e.boot_ns);
+  for (struct cap_inflight e; inflight_next(&walk, &e);) {
+    if (e.epoch >= older_than_epoch) continue;
+    struct ghost *g = find_ghost(walk.key, e.boot_ns);
     if (g && g->sure) continue;
     n++;
     if (older_than_epoch != ~0ull) break;
@@ -720,15 +711,11 @@ static void look_for_ghosts(void) {
     struct cap_inflight e;
     if (bpf_map_lookup_elem(map_fd[M_INFLIGHT], &ghosts[i].key, &e) || e.boot_ns != ghosts[i].boot_ns) ghosts[i--] = ghosts[--ghost_count];
   }
-  u64 key, next;
-  void *prev = NULL;
-  while (bpf_map_get_next_key(map_fd[M_INFLIGHT], prev, &next) == 0) {
-    struct cap_inflight e;
-    key = next;
-    prev = &key;
-    if (bpf_map_lookup_elem(map_fd[M_INFLIGHT], &key, &e) || !(idle >> (e.disk & (CAP_MAX_DISKS - 1)) & 1) || now - e.boot_ns < GHOST_AGE_NS || e.boot_ns > now) continue;
-    struct ghost *g = find_ghost(key, e.boot_ns);
-    if (!g && ghost_count < sizeof ghosts / sizeof *ghosts) ghosts[ghost_count++] = (struct ghost){key, e.boot_ns, now, 0};
+  struct inflight_walk walk = {0};
+  for (struct cap_inflight e; inflight_next(&walk, &e);) {
+    if (!(idle >> (e.disk & (CAP_MAX_DISKS - 1)) & 1) || now - e.boot_ns < GHOST_AGE_NS || e.boot_ns > now) continue;
+    struct ghost *g = find_ghost(walk.key, e.boot_ns);
+    if (!g && ghost_count < sizeof ghosts / sizeof *ghosts) ghosts[ghost_count++] = (struct ghost){walk.key, e.boot_ns, now, 0};
     if (!g || g->sure || now - g->seen_ns < GHOST_CONFIRM_NS) continue;
     /* How it ended nobody saw. A range may be of several pieces, of which the entry does not know. */
     int at = disk_at(e.disk);

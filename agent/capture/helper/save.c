@@ -104,13 +104,9 @@ static void need_read_only(u32 area_dev) {
 static void mark_all(int at) { mark_extent(dirty_map, at, 0, cfg->disk_bytes[at], 1); }
 
 static void mark_in_flight(void) {
-  u64 key, next;
-  void *prev = NULL;
-  while (bpf_map_get_next_key(map_fd[M_INFLIGHT], prev, &next) == 0) {
-    struct cap_inflight e;
-    key = next;
-    prev = &key;
-    int at = bpf_map_lookup_elem(map_fd[M_INFLIGHT], &key, &e) ? -1 : disk_at(e.disk);
+  struct inflight_walk walk = {0};
+  for (struct cap_inflight e; inflight_next(&walk, &e);) {
+    int at = disk_at(e.disk);
     if (at < 0) continue;
     /* A range may be of several pieces, of which the entry does not know. */
     if (e.is_range) mark_all(at);
