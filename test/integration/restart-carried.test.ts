@@ -27,6 +27,8 @@ type TestLike = { teardown: (fn: () => unknown) => void };
 t.setTimeout(600_000);
 const skip = unable();
 const SIZE_MIB = 320;
+/** Of the data disk: nothing else writes there. */
+const TOUCHED_MIB = 315;
 const RING_BYTES = 8 * MIB;
 
 const LOOP_CTL_ADD = 0x4c80;
@@ -214,7 +216,7 @@ t.test('a clean restart: all that the replicas miss is in the dirty map', { skip
     }
     t.equal(capture.mode().mode, overflow ? 'tracking' : 'ordered');
     await capture.stop({ unpin: false });
-    machine.witnesses();
+    machine.witnesses(`touched 1 ${TOUCHED_MIB * MIB} ${MIB} something\n`);
     const note = { journalId: 'J', epoch: 1, ackedSeq: 77 };
     fs.writeFileSync(join(machine.runDir, 'stream-job.json'), JSON.stringify(note).padEnd(256));
     fs.writeFileSync(join(machine.runDir, 'excluded-job.json'), '[]\n[]');
@@ -222,6 +224,12 @@ t.test('a clean restart: all that the replicas miss is in the dirty map', { skip
     machine.shutDown('reboot');
     t.notOk(fs.existsSync(machine.lab.pinDir), 'the capture has ended');
 
+    // What may be written to before the capture is there counts as dirty.
+    machine.elsewhere(1, (dev) => {
+      const place = ['bs=1M', `seek=${TOUCHED_MIB}`, 'count=1', 'oflag=direct', 'status=none'];
+      run('dd', 'if=/dev/urandom', `of=${dev}`, ...place);
+      run('umount', machine.lab.mount(dev));
+    });
     machine.start();
     const carried = (await machine.early()) as Carried;
     t.match(carried, {
