@@ -878,7 +878,6 @@ class Session {
 
   #excludedCheckedMs = Number.NEGATIVE_INFINITY;
 
-  /** What left its excluded place is read, as what stopped to be swap is: it was never sent. */
   /** What was noted before a restart names devices by numbers that may be those of others now. */
   async #renameExclusions(): Promise<void> {
     const { deviceAt } = this.#options;
@@ -901,6 +900,7 @@ class Session {
     if (within.length > 0) await this.#capture.markDirty(index, within);
   }
 
+  /** What left its excluded place is read, as what stopped to be swap is: it was never sent. */
   async #followExclusions(): Promise<void> {
     const { checkExcluded } = this.#options;
     if (!checkExcluded) return;

@@ -61,9 +61,10 @@ export async function partsOf(devicePath: string, sizeBytes: number): Promise<Pa
     },
   ];
   for (const entry of await readdir(sys)) {
+    if (!entry.startsWith(name)) continue;
     const sub = join(sys, entry);
     const start = await number(join(sub, 'start')).catch(() => null);
-    if (start === null || !entry.startsWith(name)) continue;
+    if (start === null) continue;
     parts.push({
       dev: (await readFile(join(sub, 'dev'), 'utf8')).trim(),
       devicePath: `/dev/${entry}`,
@@ -80,6 +81,7 @@ export async function activeSwap(devicePath: string, sizeBytes: number): Promise
   for (const path of parseSwaps(await readFile('/proc/swaps', 'utf8')).devices) {
     active.add(await realpath(path).catch(() => path));
   }
+  if (active.size === 0) return [];
   const spans: Span[] = [];
   for (const part of await partsOf(devicePath, sizeBytes)) {
     if (!active.has(part.devicePath)) continue;
