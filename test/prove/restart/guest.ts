@@ -48,11 +48,17 @@ function furnish(tree: string, layout: LayoutName, rootDevice: string): void {
     fs.writeFileSync(join(tree, path), text, { mode });
   };
   const type = layout === 'xfs' ? 'xfs' : 'ext4';
-  const swap = layout === 'lvm' ? '' : '/dev/vda2 none swap sw 0 0\n';
+  // An emulated guest finds its disks in its own time.
+  const waits = 'x-systemd.device-timeout=900';
+  const swap = layout === 'lvm' ? '' : `/dev/vda2 none swap sw,${waits} 0 0\n`;
   const data = layout === 'xfs' ? '/dev/vdb' : '/dev/vdb1';
   put(
     'etc/fstab',
-    `${rootDevice} / ${type} defaults 0 1\n${swap}${data} /srv/data ${type} defaults 0 2\n`,
+    `${rootDevice} / ${type} defaults 0 1\n${swap}${data} /srv/data ${type} defaults,${waits} 0 2\n`,
+  );
+  put(
+    'etc/systemd/system.conf.d/patient.conf',
+    '[Manager]\nDefaultTimeoutStartSec=900\nDefaultTimeoutStopSec=900\n',
   );
   fs.mkdirSync(join(tree, 'srv/data'), { recursive: true });
   put(paths.shutdownHook, hookText(paths), 0o755);
