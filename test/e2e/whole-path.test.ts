@@ -106,8 +106,8 @@ step('a source is added from the page and its agent comes online', async (t) => 
 const mirrors = (now: Job) =>
   now.disks.map(({ mirror }) => `${mirror?.kind}: ${mirror?.reason}`).join('; ');
 const FIRST_MIRRORS = 'full: first mirror; full: first mirror';
-/** On a slow machine the ring may fill while the appliance is away: then what changed is drained, and no more. */
 const RESTARTED = 'the source server was restarted';
+/** On a slow machine the ring may fill while the appliance is away: then what changed is drained, and no more. */
 const NO_MIRROR = new RegExp(
   `^(full: first mirror|drain: the ring buffer overflowed|drain: ${RESTARTED})$`,
 );

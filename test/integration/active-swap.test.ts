@@ -4,13 +4,9 @@ import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 import t from 'tap';
 import { activeSwap, partsOf } from '../../agent/mirror/unneeded.ts';
-import { MIB, run } from './capture.lab.ts';
+import { MIB, run, unable } from './capture.lab.ts';
 
-const unable = () => {
-  if (process.getuid?.() !== 0) return 'needs root';
-  return fs.existsSync('/proc/swaps') ? false : 'the kernel knows no swap';
-};
-const skip = unable();
+const skip = unable() || (fs.existsSync('/proc/swaps') ? false : 'the kernel knows no swap');
 const SIZE_BYTES = 64 * MIB;
 const PAGE = 4096;
 
